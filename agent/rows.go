@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// ErrFull is returned (wrapped, naming the table and its size) by Put when the
+// kernel has no room for a row.
+var ErrFull = errors.New("table full")
+
+// Addr is an address as all maps and rows hold it: 16 bytes, IPv4 v4-mapped
+// (::ffff:a.b.c.d), network byte order.
+type Addr [16]byte
+
+// MakeAddr converts; the zone is dropped.
+func MakeAddr(a netip.Addr) Addr { return a.As16() }
+
+// IP is the address unmapped: IPv4 as IPv4.
+func (a Addr) IP() netip.Addr { return netip.AddrFrom16(a).Unmap() }
+
+func (a Addr) String() string { return a.IP().String() }
+
+// Prefix is Addr with a length in terms of the 16 bytes (IPv4 /24 has 120 bits).
+type Prefix struct {
+	Addr Addr
+	Bits uint8
+}
+
+// MakePrefix converts, masking host bits.
+func MakePrefix(p netip.Prefix) Prefix {
+	p = p.Masked()
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return Prefix{Addr: MakeAddr(p.Addr()), Bits: uint8(bits)}
+}
+
+// Limits of a service row; the same in bpf/src/lb.h, and a test compares them.
+const (
+	MaxTiers  = 4  // local, two named, the rest
+	MaxGroups = 20 // over all tiers: each cluster is in one tier; at most 16 in one
+)
+
+// ServiceKey is a frontend: what a client dials. Port in host order.
+type ServiceKey struct {
+	Addr  Addr
+	Port  uint16
+	Proto uint8
+}
+
+// ServiceFlags of a row.
+type ServiceFlags uint8
+
+// Tier is a slice of a row's groups: [First, First+Groups).
+// Share is how much of the traffic that reaches this tier stays in it, in
+// 1/65535; the rest goes to the next tier (min-healthy). 65535 = all.
+type Tier struct {
+	First, Groups uint8
+	Share         uint16
+}
+
+// Group is one cluster's backends of a service. Its slots are
+// (service, cluster, 0…Count-1) in the slots table.
+type Group struct {
+	Cluster uint16
+	Weight  uint16 // 0 = never drawn, except when it is all there is
+	Count   uint32
+}
+
+// ServiceRow says where connections to a frontend go. ID is derived from
+// namespace, name, port name, protocol and address family (ServiceID), so that
+// a process with no memory derives the same.
+type ServiceRow struct {
+	ID       uint64
+	Flags    ServiceFlags
+	NumTiers uint8
+	Tiers    [MaxTiers]Tier
+	Groups   [MaxGroups]Group
+}
+
+// SlotKey is one backend slot of a group.
+type SlotKey struct {
+	Service uint64
+	Cluster uint16
+	Slot    uint32
+}
+
+// SlotRow is a backend, inline. Port in host order.
+type SlotRow struct {
+	Addr    Addr
+	Port    uint16
+	Cluster uint16
+	Node    uint16 // node number in Cluster
+}
+
+// NodeKey names a node of any cluster.
+type NodeKey struct{ Cluster, Node uint16 }
+
+// ClusterKey names a cluster.
+type ClusterKey uint16
+
+// HealthRow present = down. Since is Unix seconds, for people only.
+type HealthRow struct{ Since uint64 }
+
+// IPCacheRow says who an address belongs to.
+type IPCacheRow struct {
+	Identity uint32
+	Node     uint16 // node number in the identity's cluster
+}
+
+// EndpointRow is a pod on this node, by address: where tunnel.c delivers.
+type EndpointRow struct {
+	IfIndex  uint32  // host side of the pod's veth
+	PodMAC   [6]byte // inside
+	HostMAC  [6]byte
+	Identity uint32
+}
+
+// PeerKey is a WireGuard public key.
+type PeerKey [32]byte
+
+// PeerRow is a WireGuard peer. Allowed holds its prefixes as canonical text,
+// sorted, joined by commas, so that rows compare.
+type PeerRow struct {
+	Endpoint netip.AddrPort
+	Allowed  string
+}
+
+// RouteKind tells routes to one prefix apart.
+type RouteKind uint8
+
+const (
+	RouteBlackhole RouteKind = iota + 1 // worst metric; enters first, leaves last
+	RouteTunnel                         // through the WireGuard device
+	RouteDirect                         // by a node address on the same L2
+	RoutePod                            // a local pod's veth
+)
+
+// RouteKey is one route of ours (ownership mark: our route protocol number).
+type RouteKey struct {
+	Prefix Prefix
+	Kind   RouteKind
+}
+
+// RouteRow is where it leads.
+type RouteRow struct {
+	Via     Addr   // RouteDirect: next hop; zero otherwise
+	Source  Addr   // preferred source (tunnel address); zero = none
+	IfIndex uint32 // RoutePod; 0 = the table knows (tunnel device)
+	MTU     uint16 // 0 = device's
+}
+
+// Tables are all edges of an agent. References enter first and leave last, in
+// the order of the fields: peers, routes, ipcache, endpoints, slots, services.
+type Tables struct {
+	Peers      Table[PeerKey, PeerRow]
+	Routes     Table[RouteKey, RouteRow]
+	IPPrefixes Table[Prefix, IPCacheRow] // real prefixes (LPM)
+	IPs        Table[Addr, IPCacheRow]   // single addresses (hash)
+	Endpoints  Table[Addr, EndpointRow]
+	Slots      Table[SlotKey, SlotRow]
+	Services   Table[ServiceKey, ServiceRow]
+
+	// Health rows do not queue behind merges: the health loop writes them.
+	NodeHealth    Table[NodeKey, HealthRow]
+	ClusterHealth Table[ClusterKey, HealthRow]
+}

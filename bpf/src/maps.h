@@ -1,0 +1,109 @@
+/* The maps and their rows, defined once: bpf2go makes the Go of them.
+ * Addresses: 16 bytes, IPv4 v4-mapped, network order. Ports: network order.
+ * Everything else: host order. No implicit padding: rows are compared bytewise. */
+#pragma once
+
+#define TMB_MAX_TIERS 4
+#define TMB_MAX_GROUPS 20
+#define TMB_MAX_WALK 64 /* slots tried in one group */
+
+struct tmb_addr {
+	__u8 b[16];
+};
+
+struct tmb_service_key {
+	struct tmb_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct tmb_tier {
+	__u8 first;   /* index of the first group */
+	__u8 groups;
+	__u16 share;  /* of 65535: what stays in this tier (min-healthy) */
+};
+
+struct tmb_group {
+	__u16 cluster;
+	__u16 weight;
+	__u32 count;  /* slots */
+};
+
+struct tmb_service {
+	__u64 id;
+	__u8 flags;
+	__u8 num_tiers;
+	__u8 pad[6];
+	struct tmb_tier tiers[TMB_MAX_TIERS];
+	struct tmb_group groups[TMB_MAX_GROUPS];
+};
+
+struct tmb_slot_key {
+	__u64 service;
+	__u32 slot;
+	__u16 cluster;
+	__u16 pad;
+};
+
+struct tmb_slot {
+	struct tmb_addr addr;
+	__be16 port;
+	__u16 cluster;
+	__u16 node;
+	__u16 pad;
+};
+
+struct tmb_node_key {
+	__u16 cluster;
+	__u16 node;
+};
+
+struct tmb_health {
+	__u64 since; /* Unix seconds; present = down */
+};
+
+/* A connected socket has backend and port zero; unconnected UDP one row per backend. */
+struct tmb_reverse_key {
+	__u64 cookie;
+	struct tmb_addr backend;
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct tmb_reverse {
+	struct tmb_addr frontend;
+	__be16 port;
+	__u8 pad[6];
+};
+
+/* Unconnected UDP: what a socket was given for a frontend, valid while the slot still says so. */
+struct tmb_choice_key {
+	__u64 cookie;
+	struct tmb_addr frontend;
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct tmb_choice {
+	struct tmb_slot_key at;
+	struct tmb_slot slot;
+};
+
+struct tmb_ipcache {
+	__u32 identity;
+	__u16 node;
+	__u16 pad;
+};
+
+struct tmb_prefix {
+	__u32 bits; /* of the 16 bytes: BPF_MAP_TYPE_LPM_TRIE key */
+	struct tmb_addr addr;
+};
+
+struct tmb_endpoint {
+	__u32 ifindex;
+	__u32 identity;
+	__u8 pod_mac[6];
+	__u8 host_mac[6];
+};

@@ -1,0 +1,221 @@
+// Package clustermesh is the vocabulary of the mesh: the records that clusters
+// publish, their keys and encoding, the view a reader has of each cluster, what
+// is believed of a peer, and the pure merging of same-named services.
+package clustermesh
+
+import (
+	"net/netip"
+	"time"
+)
+
+// ID is a cluster ID: 1–4095, unique in the mesh. 0 holds reserved identities.
+type ID uint16
+
+// MaxID is the largest cluster ID: 12 bits of an identity.
+const MaxID ID = 4095
+
+// Identity stands for a set of security labels: cluster ID in the upper 12
+// bits, a number in the lower 20. Number 0 of a cluster means "some workload of
+// that cluster, not yet known".
+type Identity uint32
+
+// IdentityBits is the width of the number within an Identity.
+const IdentityBits = 20
+
+// Reserved identities (cluster 0).
+const (
+	IdentityUnknown    Identity = 0
+	IdentityHost       Identity = 1
+	IdentityWorld      Identity = 2
+	IdentityRemoteNode Identity = 3
+	IdentityUnmanaged  Identity = 4
+	IdentityHealth     Identity = 5
+)
+
+// MakeIdentity puts cluster and number together.
+func MakeIdentity(cluster ID, number uint32) Identity {
+	return Identity(uint32(cluster)<<IdentityBits | number&(1<<IdentityBits-1))
+}
+
+// Cluster is the cluster an identity belongs to; 0 for reserved ones.
+func (i Identity) Cluster() ID { return ID(i >> IdentityBits) }
+
+// Number is the identity's number within its cluster.
+func (i Identity) Number() uint32 { return uint32(i) & (1<<IdentityBits - 1) }
+
+// Protocol is an IP protocol number: TCP 6, UDP 17, SCTP 132.
+type Protocol uint8
+
+const (
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+	SCTP Protocol = 132
+)
+
+// Cluster is what a cluster announces before anything else is read. The
+// record is also its synced marker: it is written last.
+type Cluster struct {
+	Name          string
+	ID            ID
+	Incarnation   uint64 // random, drawn when the store was first filled
+	CABundle      []byte // PEM
+	MeshAddresses []string
+	PodPrefixes   []netip.Prefix
+	Capabilities  []string
+	Version       string
+	Origin        time.Time
+}
+
+// Node is one node of a cluster.
+type Node struct {
+	Name              string
+	Number            uint16 // 1–65535, unique in the cluster while the node lives
+	UnderlayAddresses []netip.Addr
+	TunnelAddresses   []netip.Addr // one per pod prefix, inside it
+	PodPrefixes       []netip.Prefix
+	WireGuardKey      [32]byte // public; zero = not registered yet
+	WireGuardEndpoint string   // host:port
+	Gateway           bool
+	Zone              string
+	Origin            time.Time
+}
+
+// ServiceName names a Service in any cluster.
+type ServiceName struct{ Namespace, Name string }
+
+func (n ServiceName) String() string { return n.Namespace + "/" + n.Name }
+
+// Port of a Service (what clients dial) or of a slice (what backends answer on).
+type Port struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+	NodePort uint16
+}
+
+// Affinity of a service: which side is preferred.
+type Affinity string
+
+const (
+	AffinityUnset  Affinity = ""
+	AffinityLocal  Affinity = "local"
+	AffinityRemote Affinity = "remote"
+	AffinityNone   Affinity = "none"
+)
+
+// Service is one cluster's view of a Service.
+type Service struct {
+	Name            ServiceName
+	Ports           []Port
+	Frontends       []netip.Addr // a reader uses its own cluster's only
+	Global          bool
+	Shared          bool // exported: only shared services are in scope export
+	Weight          uint16
+	HasWeight       bool // Weight was set, also to 0 (takes no traffic); unset reads as 1
+	Affinity        Affinity
+	Failover        []string // cluster names, in order
+	MinHealthy      string   // "", "3" or "30%"
+	SessionAffinity time.Duration
+	Headless        bool
+	PublishNotReady bool
+	Origin          time.Time
+}
+
+// Endpoint is one backend address of a slice.
+type Endpoint struct {
+	Address     netip.Addr
+	Node        uint16 // node number
+	Zone        string
+	Ready       bool
+	Serving     bool
+	Terminating bool
+}
+
+// SliceName names an endpoint slice.
+type SliceName struct {
+	Service ServiceName
+	Slice   string
+}
+
+// EndpointSlice holds at most 100 endpoints of one address family.
+type EndpointSlice struct {
+	Name      SliceName
+	Ports     []Port
+	Endpoints []Endpoint
+	Origin    time.Time
+}
+
+// Label is one security label.
+type Label struct{ Key, Value string }
+
+// IdentityRecord says which labels an identity stands for.
+type IdentityRecord struct {
+	ID     Identity
+	Labels []Label // sorted by key
+	Origin time.Time
+}
+
+// NamedPort is a container port with a name.
+type NamedPort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+}
+
+// AddressName names an address record: whose node says so, and what.
+type AddressName struct {
+	Node   string
+	Prefix netip.Prefix
+}
+
+// Address binds a prefix to an identity.
+type Address struct {
+	Name       AddressName
+	Identity   Identity
+	Owner      string // pod UID; a delete removes only what its owner wrote
+	NamedPorts []NamedPort
+	Namespace  string
+	Pod        string
+	Origin     time.Time
+}
+
+// Workload is a pod, for the agent of its node. Local only.
+type Workload struct {
+	Namespace, Name string
+	Node            string
+	Owner           string // pod UID
+	Readiness       *Probe
+	Origin          time.Time
+}
+
+// Probe is a readiness probe that an agent runs where no kubelet does.
+type Probe struct {
+	Kind             string // tcp or http
+	Port             uint16
+	Path             string
+	Period, Timeout  time.Duration
+	InitialDelay     time.Duration
+	SuccessThreshold int
+	FailureThreshold int
+}
+
+// Policy is a NetworkPolicy as JSON. Local only.
+type Policy struct {
+	Namespace, Name string
+	JSON            []byte
+	Origin          time.Time
+}
+
+// Peer is what another cluster was admitted for at join. Local only: it is the
+// operator's word, and bounds everything the peer may say.
+type Peer struct {
+	Name          string
+	ID            ID
+	CABundle      []byte // PEM
+	MeshAddresses []string
+	PodPrefixes   []netip.Prefix
+	MaxKeys       uint64 // 0 = default
+	MaxBytes      uint64 // 0 = default
+	Joined        time.Time
+	Origin        time.Time
+}
