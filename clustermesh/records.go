@@ -43,6 +43,29 @@ func (i Identity) Cluster() ID { return ID(i >> IdentityBits) }
 // Number is the identity's number within its cluster.
 func (i Identity) Number() uint32 { return uint32(i) & (1<<IdentityBits - 1) }
 
+// Origin is when the fact in a record came to be, in Unix nanoseconds; 0 =
+// unknown. Writing a record again does not renew it, and comparison ignores it.
+type Origin int64
+
+// OriginAt is the Origin of a moment; the zero time is the zero Origin.
+func OriginAt(t time.Time) Origin {
+	if t.IsZero() {
+		return 0
+	}
+	return Origin(t.UnixNano())
+}
+
+// Time is o as a time in UTC; the zero Origin is the zero time.
+func (o Origin) Time() time.Time {
+	if o == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(o)).UTC()
+}
+
+// IsZero reports whether the moment is unknown.
+func (o Origin) IsZero() bool { return o == 0 }
+
 // Protocol is an IP protocol number: TCP 6, UDP 17, SCTP 132.
 type Protocol uint8
 
@@ -63,7 +86,7 @@ type Cluster struct {
 	PodPrefixes   []netip.Prefix
 	Capabilities  []string
 	Version       string
-	Origin        time.Time
+	Origin        Origin
 }
 
 // Node is one node of a cluster.
@@ -77,7 +100,7 @@ type Node struct {
 	WireGuardEndpoint string   // host:port
 	Gateway           bool
 	Zone              string
-	Origin            time.Time
+	Origin            Origin
 }
 
 // ServiceName names a Service in any cluster.
@@ -118,7 +141,7 @@ type Service struct {
 	SessionAffinity time.Duration
 	Headless        bool
 	PublishNotReady bool
-	Origin          time.Time
+	Origin          Origin
 }
 
 // Endpoint is one backend address of a slice.
@@ -142,7 +165,7 @@ type EndpointSlice struct {
 	Name      SliceName
 	Ports     []Port
 	Endpoints []Endpoint
-	Origin    time.Time
+	Origin    Origin
 }
 
 // Label is one security label.
@@ -152,7 +175,7 @@ type Label struct{ Key, Value string }
 type IdentityRecord struct {
 	ID     Identity
 	Labels []Label // sorted by key
-	Origin time.Time
+	Origin Origin
 }
 
 // NamedPort is a container port with a name.
@@ -176,7 +199,7 @@ type Address struct {
 	NamedPorts []NamedPort
 	Namespace  string
 	Pod        string
-	Origin     time.Time
+	Origin     Origin
 }
 
 // Workload is a pod, for the agent of its node. Local only.
@@ -185,7 +208,7 @@ type Workload struct {
 	Node            string
 	Owner           string // pod UID
 	Readiness       *Probe
-	Origin          time.Time
+	Origin          Origin
 }
 
 // Probe is a readiness probe that an agent runs where no kubelet does.
@@ -203,7 +226,7 @@ type Probe struct {
 type Policy struct {
 	Namespace, Name string
 	JSON            []byte
-	Origin          time.Time
+	Origin          Origin
 }
 
 // Peer is what another cluster was admitted for at join. Local only: it is the
@@ -217,5 +240,5 @@ type Peer struct {
 	MaxKeys       uint64 // 0 = default
 	MaxBytes      uint64 // 0 = default
 	Joined        time.Time
-	Origin        time.Time
+	Origin        Origin
 }
