@@ -1,0 +1,113 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/kvstore"
+)
+
+// StoreHandle is an opened store, as Run needs it.
+type StoreHandle struct {
+	Store    kvstore.Store   // writes, and reads of the leader
+	Replicas []kvstore.Store // for following: replicas of the one store, tried in turn; nil = Store alone
+	Text     string          // for status: "embedded etcd in DIR", "etcd at ENDPOINTS"
+	// Exclusive: no other replica can exist (an etcd in this process).
+	Exclusive bool
+	Close     func()
+}
+
+// Config is what Run needs. Zero values of the last block have defaults.
+type Config struct {
+	Cluster  string
+	ID       clustermesh.ID
+	StateDir string // everything a restart must know; mode 0700
+
+	// Source of Kubernetes objects.
+	Source Source
+	// PodPrefixes bound all pod addresses of the cluster; empty = the union of
+	// the nodes' prefixes.
+	PodPrefixes []netip.Prefix
+
+	// Open opens the store; it is called once, and closed when Run ends.
+	Open func(ctx context.Context) (StoreHandle, error)
+
+	Listen    string   // mesh port, host:port
+	Advertise []string // host:port where peers and agents reach it
+	Socket    string   // Unix socket of the admin calls
+	Metrics   string   // host:port of /metrics; empty = none
+
+	// CACert and CAKey are files of a supplied CA; empty = one is made at first start.
+	CACert, CAKey string
+
+	Version string
+	Log     *slog.Logger // nil = discard
+	// Ready is called once, when the port and the admin socket answer.
+	Ready func()
+
+	LeaseTTL time.Duration // of the leader key; default 10 s
+	Guard    time.Duration // least time between two lists that must agree on a mass delete; default 30 s
+}
+
+// Validate reports the first setting that cannot work, and fills in defaults.
+func (c *Config) Validate() error {
+	if err := clustermesh.ValidateClusterName(c.Cluster); err != nil {
+		return fmt.Errorf("--cluster: %w", err)
+	}
+	if c.ID < 1 || c.ID > clustermesh.MaxID {
+		return fmt.Errorf("--cluster-id: %d is not between 1 and %d; give a number no other cluster of the mesh has", c.ID, clustermesh.MaxID)
+	}
+	for _, need := range []struct{ flag, value, what string }{
+		{"--state-dir", c.StateDir, "a directory that outlives restarts"},
+		{"--listen", c.Listen, "host:port of the mesh port"},
+		{"--socket", c.Socket, "the path of the admin socket"},
+	} {
+		if need.value == "" {
+			return fmt.Errorf("%s is empty; give %s", need.flag, need.what)
+		}
+	}
+	if c.Source == nil {
+		return errors.New("no source of Kubernetes objects; give --manifests DIR")
+	}
+	if c.Open == nil {
+		return errors.New("no store")
+	}
+	for i, p := range c.PodPrefixes {
+		if p != p.Masked() {
+			return fmt.Errorf("--pod-prefix %s has bits set beyond its length; write %s", p, p.Masked())
+		}
+		for _, q := range c.PodPrefixes[:i] {
+			if p.Overlaps(q) {
+				return fmt.Errorf("--pod-prefix %s and %s overlap; give each prefix once", q, p)
+			}
+		}
+	}
+	if len(c.Advertise) == 0 {
+		c.Advertise = []string{c.Listen}
+	}
+	if c.LeaseTTL == 0 {
+		c.LeaseTTL = 10 * time.Second
+	}
+	if c.Guard == 0 {
+		c.Guard = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// EtcdConfig says where an external etcd is; the files are PEM and may be empty.
+type EtcdConfig struct {
+	Endpoints     []string
+	CA, Cert, Key string
+}
+
+// TLS reads the files; nil if none is given.
+func (c EtcdConfig) TLS() (*tls.Config, error) { return etcdTLS(c) }
