@@ -1,0 +1,100 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func netnsFd(h *host) (netns.NsHandle, error) { return netns.GetFromPath(h.netnsPath()) }
+
+// Capture counts packets on every link of the underlay, and those among them
+// that hold one of the marks in clear.
+type Capture struct {
+	packets, marked, missed, bytes atomic.Int64
+	marks                  [][]byte
+	fd                     int
+	stop, done             chan struct{}
+}
+
+// Capture starts counting. Close it, or the lab does.
+func (l *Lab) Capture(marks ...string) (*Capture, error) {
+	c := &Capture{stop: make(chan struct{}), done: make(chan struct{})}
+	for _, m := range marks {
+		c.marks = append(c.marks, []byte(m))
+	}
+	err := l.under.in(func() (err error) {
+		c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		if err != nil {
+			return err
+		}
+		// Short waits let Close end the reader.
+		return unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("capture on the underlay: %w", err)
+	}
+	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20); err != nil {
+		return nil, err
+	}
+	go c.read()
+	l.closeLater(c)
+	return c, nil
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+func (c *Capture) read() {
+	defer close(c.done)
+	buf := make([]byte, 1<<16)
+	for {
+		select {
+		case <-c.stop:
+			return
+		default:
+		}
+		n, _, err := unix.Recvfrom(c.fd, buf, 0)
+		if err != nil {
+			if err != unix.EAGAIN && err != unix.EINTR && err != unix.ENETDOWN {
+				return
+			}
+			continue
+		}
+		c.packets.Add(1)
+		c.bytes.Add(int64(n))
+		for _, m := range c.marks {
+			if bytes.Contains(buf[:n], m) {
+				c.marked.Add(1)
+				break
+			}
+		}
+	}
+}
+
+// Count is packets seen so far, how many held a mark, and how many the kernel
+// had to drop before we could look.
+func (c *Capture) Count() (packets, marked, missed int64) {
+	if st, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+		c.missed.Add(int64(st.Drops)) // the kernel's counter starts anew with every read
+	}
+	return c.packets.Load(), c.marked.Load(), c.missed.Load()
+}
+
+// Close ends the capture. Count stays readable but for missed.
+func (c *Capture) Close() error {
+	select {
+	case <-c.stop:
+		return nil
+	default:
+		close(c.stop)
+	}
+	select {
+	case <-c.done:
+	case <-time.After(time.Second):
+	}
+	return unix.Close(c.fd)
+}

@@ -1,0 +1,172 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Result of one request of a Client.
+type Result struct {
+	End  time.Time
+	Took time.Duration
+	Who  string // who answered: cluster/pod; "" if it failed
+	Err  string // "" if it succeeded
+}
+
+// OK reports whether the request was answered.
+func (r Result) OK() bool { return r.Err == "" }
+
+// Cluster that answered.
+func (r Result) Cluster() string { c, _, _ := strings.Cut(r.Who, "/"); return c }
+
+// ClientOptions of a Client; zero values take the workload's defaults.
+type ClientOptions struct {
+	Target   string // address:port
+	Network  string // tcp, udp
+	Interval time.Duration
+	Timeout  time.Duration
+	Mark     string // said in every request
+	Keep     bool   // one connection for all requests
+}
+
+// Client is a process in a pod that asks a service again and again.
+type Client struct {
+	Process *Process
+
+	mu      sync.Mutex
+	results []Result
+	changed chan struct{} // closed and replaced with every result
+}
+
+// Client starts a client in the pod.
+func (p *Pod) Client(name string, o ClientOptions) (*Client, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	argv := []string{exe, workloadArg, "client", "-target", o.Target}
+	for flag, set := range map[string]bool{"-network=" + o.Network: o.Network != "", "-mark=" + o.Mark: o.Mark != "",
+		"-interval=" + o.Interval.String(): o.Interval != 0, "-timeout=" + o.Timeout.String(): o.Timeout != 0, "-keep": o.Keep} {
+		if set {
+			argv = append(argv, flag)
+		}
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	c := &Client{changed: make(chan struct{})}
+	if c.Process, err = p.Exec(name, w, argv...); err != nil {
+		r.Close()
+		return nil, err
+	}
+	go func() {
+		defer r.Close()
+		for s := bufio.NewScanner(r); s.Scan(); {
+			if res, ok := parseResult(s.Text()); ok {
+				c.add(res)
+			}
+		}
+	}()
+	return c, nil
+}
+
+func parseResult(line string) (Result, bool) {
+	w := strings.SplitN(line, " ", 4)
+	if len(w) != 4 {
+		return Result{}, false
+	}
+	end, err1 := strconv.ParseInt(w[0], 10, 64)
+	us, err2 := strconv.ParseInt(w[1], 10, 64)
+	r := Result{End: time.Unix(0, end), Took: time.Duration(us) * time.Microsecond}
+	if w[2] == "ok" {
+		r.Who = w[3]
+	} else {
+		r.Err = w[3]
+	}
+	return r, err1 == nil && err2 == nil
+}
+
+func (c *Client) add(r Result) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.results = append(c.results, r)
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// Since is every result that ended at or after t.
+func (c *Client) Since(t time.Time) []Result {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.results, func(r Result) bool { return !r.End.Before(t) })
+	if i < 0 {
+		return nil
+	}
+	return slices.Clone(c.results[i:])
+}
+
+// Await waits for a result that ended at or after t and satisfies cond.
+func (c *Client) Await(ctx context.Context, what string, t time.Time, cond func(Result) bool) (Result, error) {
+	for {
+		c.mu.Lock()
+		changed := c.changed
+		c.mu.Unlock()
+		results := c.Since(t)
+		for _, r := range results {
+			if cond(r) {
+				return r, nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-c.Process.Done():
+			return Result{}, fmt.Errorf("%s: the client ended: %s", what, c.Process.tail())
+		case <-ctx.Done():
+			last := "none at all"
+			if len(results) > 0 {
+				last = fmt.Sprintf("%+v", results[len(results)-1])
+			}
+			return Result{}, fmt.Errorf("%s: %w; %d results since, the last: %s", what, context.Cause(ctx), len(results), last)
+		}
+	}
+}
+
+// AwaitMore waits until n results have ended since t.
+func (c *Client) AwaitMore(ctx context.Context, t time.Time, n int) ([]Result, error) {
+	count := 0
+	_, err := c.Await(ctx, fmt.Sprintf("%d results", n), t, func(Result) bool {
+		count = len(c.Since(t))
+		return count >= n
+	})
+	return c.Since(t), err
+}
+
+// Failed counts the failures among results.
+func Failed(results []Result) (n int) {
+	for _, r := range results {
+		if !r.OK() {
+			n++
+		}
+	}
+	return n
+}
+
+// Shares counts the answers by cluster.
+func Shares(results []Result) map[string]int {
+	m := map[string]int{}
+	for _, r := range results {
+		if r.OK() {
+			m[r.Cluster()]++
+		}
+	}
+	return m
+}

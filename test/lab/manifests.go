@@ -1,0 +1,67 @@
+package lab
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+)
+
+// Object is a Kubernetes object as the lab writes it: JSON, which is YAML.
+type Object map[string]any
+
+// Manifest is one file of objects.
+func Manifest(objects ...Object) string {
+	var b strings.Builder
+	for _, o := range objects {
+		text, err := json.MarshalIndent(o, "", "  ")
+		if err != nil {
+			panic(err) // maps of strings, numbers and lists always marshal
+		}
+		b.WriteString("---\n")
+		b.Write(text)
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// Namespace object.
+func Namespace(name string) Object {
+	return Object{"apiVersion": "v1", "kind": "Namespace", "metadata": Object{"name": name}}
+}
+
+// NodeObject is a Node with its pod prefixes.
+func NodeObject(name string, prefixes []netip.Prefix) Object {
+	return Object{"apiVersion": "v1", "kind": "Node", "metadata": Object{"name": name},
+		"spec": Object{"podCIDR": prefixes[0].String(), "podCIDRs": prefixes}}
+}
+
+// PodObject is a Pod bound to a node.
+func PodObject(p *Pod, node string) Object {
+	container := Object{"name": "main", "image": "none"}
+	if p.Port != 0 {
+		container["ports"] = []Object{{"name": "http", "containerPort": p.Port, "protocol": "TCP"}}
+	}
+	return Object{"apiVersion": "v1", "kind": "Pod",
+		"metadata": Object{"name": p.Name, "namespace": p.Namespace, "uid": p.UID, "labels": p.Labels},
+		"spec":     Object{"nodeName": node, "containers": []Object{container}}}
+}
+
+// ServiceSpec of a Service in namespace default.
+type ServiceSpec struct {
+	Name        string
+	ClusterIPs  []string
+	Port        int
+	TargetPort  int
+	App         string // selector app=
+	Annotations map[string]string
+}
+
+// ServiceObject is a Service.
+func ServiceObject(s ServiceSpec) Object {
+	return Object{"apiVersion": "v1", "kind": "Service",
+		"metadata": Object{"name": s.Name, "namespace": "default", "annotations": s.Annotations},
+		"spec": Object{
+			"clusterIP": s.ClusterIPs[0], "clusterIPs": s.ClusterIPs, "selector": Object{"app": s.App},
+			"ports": []Object{{"name": "http", "port": s.Port, "targetPort": s.TargetPort, "protocol": "TCP"}},
+		}}
+}

@@ -1,0 +1,131 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// PodSpec says what pod to make.
+type PodSpec struct {
+	Namespace string // "" = default
+	Name      string
+	Labels    map[string]string
+	Port      int      // a container port named "http"; 0 = none
+	Argv      []string // started in the pod, and again when its node boots; empty = nothing runs
+}
+
+// Pod is a pod of the lab: a namespace of its own, wired by the CNI plugin.
+type Pod struct {
+	PodSpec
+	UID       string
+	Addresses []netip.Addr
+
+	node *Node
+	host *host
+	main *Process
+}
+
+// AddPod makes a pod the way Kubernetes does: the object first, then CNI ADD on
+// its node, then its process.
+func (n *Node) AddPod(ctx context.Context, spec PodSpec) (*Pod, error) {
+	if spec.Namespace == "" {
+		spec.Namespace = "default"
+	}
+	p := &Pod{PodSpec: spec, node: n, UID: fmt.Sprintf("%s-%s-%s", n.cluster.Name, spec.Namespace, spec.Name)}
+	if err := n.cluster.Apply("pod-"+p.Name, Manifest(PodObject(p, n.Name))); err != nil {
+		return nil, err
+	}
+	n.pods = append(n.pods, p)
+	return p, p.boot(ctx)
+}
+
+// boot makes the pod's namespace, runs CNI ADD and starts its process.
+func (p *Pod) boot(ctx context.Context) (err error) {
+	c := p.node.cluster
+	p.host, err = makeHost(c.lab.netnsName(c.Name+"-"+p.node.Name+"-"+p.Name), filepath.Join(p.node.host.cgroup, p.Name))
+	if err != nil {
+		return err
+	}
+	if err := p.CNI(ctx, "ADD"); err != nil {
+		return err
+	}
+	if len(p.Argv) == 0 {
+		return nil
+	}
+	p.main, err = p.Exec(p.Name, nil, p.Argv...)
+	return err
+}
+
+// CNI runs the plugin for this pod as the kubelet would.
+func (p *Pod) CNI(ctx context.Context, command string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","socket":%q}`, p.node.Socket())
+	if command == "CHECK" {
+		return fmt.Errorf("the lab keeps no previous result for CHECK")
+	}
+	out, err := p.node.host.run(ctx, []string{
+		"CNI_COMMAND=" + command,
+		"CNI_CONTAINERID=" + p.UID,
+		"CNI_NETNS=" + p.host.netnsPath(),
+		"CNI_IFNAME=eth0",
+		"CNI_PATH=" + p.node.cluster.lab.opts.BinDir,
+		fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s", p.Namespace, p.Name, p.UID),
+	}, conf, filepath.Join(p.node.cluster.lab.opts.BinDir, "tombolo-cni"))
+	if err != nil || command != "ADD" {
+		return err
+	}
+	var result struct {
+		IPs []struct {
+			Address netip.Prefix `json:"address"`
+		} `json:"ips"`
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		return fmt.Errorf("CNI result %q: %w", out, err)
+	}
+	p.Addresses = nil
+	for _, ip := range result.IPs {
+		p.Addresses = append(p.Addresses, ip.Address.Addr())
+	}
+	if len(p.Addresses) == 0 {
+		return fmt.Errorf("CNI ADD gave pod %s no address: %s", p.Name, out)
+	}
+	return nil
+}
+
+// Exec starts a process in the pod.
+func (p *Pod) Exec(name string, stdout io.Writer, argv ...string) (*Process, error) {
+	return p.host.start(p.node.Dir, name, stdout, argv...)
+}
+
+// Run runs a command in the pod to its end.
+func (p *Pod) Run(ctx context.Context, argv ...string) (string, error) {
+	return p.host.run(ctx, nil, "", argv...)
+}
+
+// Main is the pod's process, nil if it has none.
+func (p *Pod) Main() *Process { return p.main }
+
+// Netns is the name of the pod's network namespace.
+func (p *Pod) Netns() string { return p.host.name }
+
+// Remove deletes the pod: the object, its process, CNI DEL, the namespace.
+func (p *Pod) Remove(ctx context.Context) error {
+	if err := p.node.cluster.Unapply("pod-" + p.Name); err != nil {
+		return err
+	}
+	if err := killCgroup(p.host.cgroup); err != nil {
+		return err
+	}
+	if err := p.CNI(ctx, "DEL"); err != nil {
+		return err
+	}
+	p.node.pods = slices.DeleteFunc(p.node.pods, func(q *Pod) bool { return q == p })
+	return p.host.delete()
+}

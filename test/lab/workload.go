@@ -1,0 +1,161 @@
+package lab
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The workload: what runs in the lab's pods. It is this very executable, called
+// again as `… lab-workload serve|client`, so that a lab needs no image.
+
+const workloadArg = "lab-workload"
+
+// Workload must be called right after Janitor: in a workload process it does
+// not return.
+func Workload() {
+	if len(os.Args) < 3 || os.Args[1] != workloadArg {
+		return
+	}
+	var err error
+	switch os.Args[2] {
+	case "serve":
+		err = serve(os.Args[3:])
+	case "client":
+		err = client(os.Args[3:])
+	default:
+		err = fmt.Errorf("unknown workload %q", os.Args[2])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "workload:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// ServeArgv is the command of a pod that answers each line with its name, the
+// line, and the address it was asked from; over TCP and UDP.
+func ServeArgv(name string, port int) []string {
+	exe, _ := os.Executable()
+	return []string{exe, workloadArg, "serve", "-name", name, "-listen", fmt.Sprintf(":%d", port)}
+}
+
+func serve(args []string) error {
+	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
+	name := fs.String("name", "", "what to answer with")
+	listen := fs.String("listen", ":8080", "address")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	udp, err := net.ListenPacket("udp", *listen)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := udp.ReadFrom(buf)
+			if err != nil {
+				continue // an ICMP error of an earlier answer
+			}
+			fmt.Fprint(packetTo{udp, from}, reply(*name, strings.TrimSpace(string(buf[:n])), from))
+		}
+	}()
+	ln, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer conn.Close()
+			for s := bufio.NewScanner(conn); s.Scan(); {
+				if _, err := fmt.Fprint(conn, reply(*name, s.Text(), conn.RemoteAddr())); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func reply(name, line string, from net.Addr) string {
+	return fmt.Sprintf("%s %s %s\n", name, line, from)
+}
+
+type packetTo struct {
+	net.PacketConn
+	to net.Addr
+}
+
+func (p packetTo) Write(b []byte) (int, error) { return p.WriteTo(b, p.to) }
+
+// client asks again and again and prints a line for each request:
+//
+//	<Unix nanoseconds at its end> <microseconds> ok <who answered>
+//	<Unix nanoseconds at its end> <microseconds> fail <error>
+func client(args []string) error {
+	fs := flag.NewFlagSet("client", flag.ContinueOnError)
+	target := fs.String("target", "", "address to ask")
+	network := fs.String("network", "tcp", "tcp or udp")
+	interval := fs.Duration("interval", 10*time.Millisecond, "between the starts of two requests")
+	timeout := fs.Duration("timeout", 500*time.Millisecond, "of one request")
+	mark := fs.String("mark", "hello", "what to say")
+	keep := fs.Bool("keep", false, "one connection for all requests, as long as it lasts")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	out := func(begin time.Time, who string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		end := time.Now()
+		word := "ok " + who
+		if err != nil {
+			word = "fail " + strings.ReplaceAll(err.Error(), "\n", " ")
+		}
+		fmt.Printf("%d %d %s\n", end.UnixNano(), end.Sub(begin).Microseconds(), word)
+	}
+	var conn net.Conn
+	tick := time.NewTicker(*interval)
+	for ; ; <-tick.C {
+		begin := time.Now()
+		var err error
+		if conn == nil {
+			conn, err = net.DialTimeout(*network, *target, *timeout)
+		}
+		var who string
+		if err == nil {
+			who, err = ask(conn, *mark, begin.Add(*timeout))
+		}
+		out(begin, who, err)
+		if conn != nil && (!*keep || err != nil) {
+			conn.Close()
+			conn = nil
+		}
+	}
+}
+
+// ask sends one line and reads one; it returns the first word of the answer.
+func ask(conn net.Conn, line string, deadline time.Time) (string, error) {
+	conn.SetDeadline(deadline)
+	if _, err := fmt.Fprintln(conn, line); err != nil {
+		return "", err
+	}
+	answer, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	words := strings.Fields(answer)
+	if len(words) < 2 || words[1] != line {
+		return "", fmt.Errorf("strange answer %q", answer)
+	}
+	return words[0], nil
+}
