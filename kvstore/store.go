@@ -132,6 +132,8 @@ var (
 	ErrReadOnly = errors.New("store is read only")
 	// ErrDenied: the certificate does not allow this key range.
 	ErrDenied = errors.New("not allowed")
+	// ErrNotReady: a replica that has not been filled yet, or was closed.
+	ErrNotReady = errors.New("store is not ready")
 )
 
 // Store is the contract. All methods are safe for concurrent use. Keys are
@@ -149,7 +151,9 @@ type Store interface {
 	// Watch yields every change under prefix after the given Position, until
 	// ctx ends (then the sequence ends without an error) or an error ends it.
 	// A lost connection is an error like any other: Watch itself never
-	// reconnects. A zero after means "from now".
+	// reconnects. A zero after means "from now". The first batch comes as soon
+	// as the watch stands; if there is nothing to tell it is empty and its
+	// Position is at or above after, so that the reader knows it is connected.
 	// The watch promises (kvtest checks them): ordered, unique, atomic,
 	// reliable, resumable, bookmarkable, filtered.
 	Watch(ctx context.Context, prefix string, after Position) iter.Seq2[Batch, error]
@@ -187,7 +191,8 @@ type Sink interface {
 	// An error refuses this store: Follow reports it, backs off and tries again.
 	Begin(at Position, marker []byte) error
 	// Apply hands over a chunk of the list, or whole revisions of the watch
-	// that follows it. Events are shared and must not be modified.
+	// that follows it. Events are shared and must not be modified. Without
+	// events it is progress: everything up to at has been handed over.
 	Apply(at Position, events []Event) error
 	// Synced: the list begun last is complete; what it lacks is deleted.
 	Synced(at Position)
