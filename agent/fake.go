@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// Fake is a table in memory, as strict as the real ones: it has a size, it
+// refuses what does not fit, and it counts. It is safe for concurrent use, so
+// that a test may look while an agent writes.
+type Fake[K comparable, V any] struct {
+	name string
+	size int
+
+	mu      sync.Mutex
+	rows    map[K]V
+	calls   int
+	changed func(k K, v *V) // called under the lock; nil value = deleted
+}
+
+// NewFake makes an empty table with room for size rows; 0 = no limit.
+func NewFake[K comparable, V any](name string, size int) *Fake[K, V] {
+	return &Fake[K, V]{name: name, size: size, rows: map[K]V{}}
+}
+
+// NewFakes makes a set of tables without a limit.
+func NewFakes() Tables {
+	return Tables{
+		Peers:         NewFake[PeerKey, PeerRow](TablePeers, 0),
+		Routes:        NewFake[RouteKey, RouteRow](TableRoutes, 0),
+		IPPrefixes:    NewFake[Prefix, IPCacheRow](TableIPPrefixes, 0),
+		IPs:           NewFake[Addr, IPCacheRow](TableIPs, 0),
+		Endpoints:     NewFake[Addr, EndpointRow](TableEndpoints, 0),
+		Slots:         NewFake[SlotKey, SlotRow](TableSlots, 0),
+		Services:      NewFake[ServiceKey, ServiceRow](TableServices, 0),
+		NodeHealth:    NewFake[NodeKey, HealthRow](TableNodeHealth, 0),
+		ClusterHealth: NewFake[ClusterKey, HealthRow](TableClusterHealth, 0),
+	}
+}
+
+// Dump yields a snapshot of the rows.
+func (f *Fake[K, V]) Dump() iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		for k, v := range f.Rows() {
+			if !yield(k, v) {
+				return
+			}
+		}
+	}
+}
+
+// DumpErr is always nil: a fake can be read.
+func (f *Fake[K, V]) DumpErr() error { return nil }
+
+// Put writes rows; those for which there is no room are named in ErrFull.
+func (f *Fake[K, V]) Put(rows map[K]V) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	if len(rows) > MaxBatch {
+		return fmt.Errorf("table %s: batch of %d rows, at most %d allowed", f.name, len(rows), MaxBatch)
+	}
+	refused := 0
+	for k, v := range rows {
+		if _, had := f.rows[k]; !had && f.size > 0 && len(f.rows) >= f.size {
+			refused++
+			continue
+		}
+		f.rows[k] = v
+		if f.changed != nil {
+			f.changed(k, &v)
+		}
+	}
+	if refused > 0 {
+		return fmt.Errorf("table %s: %d of %d rows do not fit into %d: %w", f.name, refused, len(rows), f.size, ErrFull)
+	}
+	return nil
+}
+
+// Delete removes rows.
+func (f *Fake[K, V]) Delete(keys []K) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	if len(keys) > MaxBatch {
+		return fmt.Errorf("table %s: batch of %d rows, at most %d allowed", f.name, len(keys), MaxBatch)
+	}
+	for _, k := range slices.Clone(keys) {
+		delete(f.rows, k)
+		if f.changed != nil {
+			f.changed(k, nil)
+		}
+	}
+	return nil
+}
+
+// Rows is a copy of the present rows.
+func (f *Fake[K, V]) Rows() map[K]V {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.rows)
+}
+
+// Len is the number of rows.
+func (f *Fake[K, V]) Len() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.rows)
+}
+
+// Calls is the number of Put and Delete calls so far.
+func (f *Fake[K, V]) Calls() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
+// OnChange calls hook for every row written (v) or deleted (nil), under the
+// table's lock, from now on.
+func (f *Fake[K, V]) OnChange(hook func(k K, v *V)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.changed = hook
+}
