@@ -1,0 +1,69 @@
+package linux
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// inNetns runs fn on an OS thread that is in the network namespace of the open
+// file ns. The thread is used up by it: it is never unlocked, so the runtime
+// ends it with its goroutine, and no thread in a foreign namespace can go back
+// to the pool.
+func inNetns(ns *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// currentNetns opens the calling thread's network namespace.
+func currentNetns() (*os.File, error) {
+	return os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+}
+
+// sysctl sets one value below /proc/sys/net in the calling thread's network
+// namespace, if it differs.
+func sysctl(value string, path ...string) error {
+	name := filepath.Join(append([]string{"/proc/sys/net"}, path...)...)
+	if have, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(have)) == value {
+		return nil
+	}
+	if err := os.WriteFile(name, []byte(value), 0); err != nil {
+		return fmt.Errorf("set sysctl %s: %w", name, err)
+	}
+	return nil
+}
+
+// nodeSysctls turns forwarding on in the calling thread's network namespace.
+// The kernel stops accepting router advertisements on a forwarding node; links
+// that accepted them until now (an uplink with SLAAC) are told to go on.
+func nodeSysctls() error {
+	accepting, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	before, _ := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding")
+	if err := sysctl("1", "ipv4", "ip_forward"); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return nil // a kernel without IPv6
+	}
+	if strings.TrimSpace(string(before)) == "0" {
+		for _, f := range accepting {
+			have, _ := os.ReadFile(f)
+			if dev := filepath.Base(filepath.Dir(f)); strings.TrimSpace(string(have)) == "1" && dev != "all" && dev != "default" && dev != "lo" {
+				os.WriteFile(f, []byte("2"), 0) // best effort: the device may be going away
+			}
+		}
+	}
+	return sysctl("1", "ipv6", "conf", "all", "forwarding")
+}

@@ -1,0 +1,184 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+)
+
+// ErrNoTunnel says that the WireGuard device is not there (or not usable) at
+// present. Rows that need it are put again when it comes back.
+var ErrNoTunnel = errors.New("no tunnel device")
+
+// keepalive makes every node speak first: one that lost power and comes back
+// under another address is found by its own packets, and NAT stays open.
+const keepalive = 15 * time.Second
+
+// fresh is how long after a handshake an endpoint that differs from what we
+// configured counts as roaming (WireGuard renews sessions every 120 s).
+const fresh = 3 * time.Minute
+
+// peers is the Table of WireGuard peers of our own device, by name: other
+// devices of the machine, and stale sockets, are none of its business.
+type peers struct {
+	wg     *wgctrl.Client
+	device string
+	err    error
+	// put is what was last written, so that a peer that has roamed since is not
+	// mistaken for drift and pushed back to an address it has left.
+	put map[agent.PeerKey]agent.PeerRow
+	now func() time.Time
+}
+
+func newPeers(wg *wgctrl.Client, device string) *peers {
+	return &peers{wg: wg, device: device, put: map[agent.PeerKey]agent.PeerRow{}, now: time.Now}
+}
+
+func (t *peers) Dump() iter.Seq2[agent.PeerKey, agent.PeerRow] {
+	return func(yield func(agent.PeerKey, agent.PeerRow) bool) {
+		var actual map[agent.PeerKey]agent.PeerRow
+		if actual, t.err = t.read(); t.err != nil {
+			return
+		}
+		for k, v := range actual {
+			if !yield(k, v) {
+				return
+			}
+		}
+	}
+}
+
+func (t *peers) DumpErr() error { return t.err }
+
+func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, error) {
+	dev, err := t.wg.Device(t.device)
+	if err != nil {
+		return nil, absent(t.device, err)
+	}
+	rows := make(map[agent.PeerKey]agent.PeerRow, len(dev.Peers))
+	for i := range dev.Peers {
+		p := &dev.Peers[i]
+		row := agent.PeerRow{Allowed: allowedText(p.AllowedIPs)}
+		if p.Endpoint != nil {
+			ap := p.Endpoint.AddrPort()
+			row.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		}
+		if last, ok := t.put[agent.PeerKey(p.PublicKey)]; ok && row.Endpoint != last.Endpoint && t.now().Sub(p.LastHandshakeTime) < fresh {
+			row.Endpoint = last.Endpoint
+		}
+		rows[agent.PeerKey(p.PublicKey)] = row
+	}
+	return rows, nil
+}
+
+// Put touches only peers whose row differs: configuring a peer interrupts it.
+func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
+	actual, err := t.read()
+	if err != nil {
+		return fmt.Errorf("put %d peers: %w", len(rows), err)
+	}
+	var cfg wgtypes.Config
+	var errs []error
+	for key, row := range rows {
+		if have, ok := actual[key]; ok && have == row {
+			t.put[key] = row
+			continue
+		}
+		p, err := peerConfig(key, row)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		cfg.Peers = append(cfg.Peers, p)
+	}
+	if len(cfg.Peers) > 0 {
+		if err := t.wg.ConfigureDevice(t.device, cfg); err != nil {
+			return errors.Join(append(errs, fmt.Errorf("put %d peers: %w", len(cfg.Peers), absent(t.device, err)))...)
+		}
+		for _, p := range cfg.Peers {
+			t.put[agent.PeerKey(p.PublicKey)] = rows[agent.PeerKey(p.PublicKey)]
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *peers) Delete(keys []agent.PeerKey) error {
+	actual, err := t.read()
+	if err != nil {
+		return fmt.Errorf("delete %d peers: %w", len(keys), err)
+	}
+	var cfg wgtypes.Config
+	for _, key := range keys {
+		delete(t.put, key)
+		if _, ok := actual[key]; ok {
+			cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true, UpdateOnly: true})
+		}
+	}
+	if len(cfg.Peers) == 0 {
+		return nil
+	}
+	if err := t.wg.ConfigureDevice(t.device, cfg); err != nil {
+		return fmt.Errorf("delete %d peers: %w", len(cfg.Peers), absent(t.device, err))
+	}
+	return nil
+}
+
+func peerConfig(key agent.PeerKey, row agent.PeerRow) (wgtypes.PeerConfig, error) {
+	interval := keepalive
+	p := wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), ReplaceAllowedIPs: true, PersistentKeepaliveInterval: &interval}
+	if row.Endpoint.IsValid() {
+		p.Endpoint = net.UDPAddrFromAddrPort(row.Endpoint)
+	}
+	if row.Allowed == "" {
+		return p, nil
+	}
+	for text := range strings.SplitSeq(row.Allowed, ",") {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return p, fmt.Errorf("peer %s: allowed IPs %q: %w", wgtypes.Key(key), row.Allowed, err)
+		}
+		p.AllowedIPs = append(p.AllowedIPs, *ipNet(prefix))
+	}
+	return p, nil
+}
+
+// allowedText is PeerRow.Allowed of what the kernel holds: canonical texts,
+// sorted as text.
+func allowedText(nets []net.IPNet) string {
+	texts := make([]string, 0, len(nets))
+	for _, n := range nets {
+		addr, ok := netip.AddrFromSlice(n.IP)
+		if !ok {
+			continue
+		}
+		bits, _ := n.Mask.Size()
+		texts = append(texts, netip.PrefixFrom(addr.Unmap(), bits).Masked().String())
+	}
+	slices.Sort(texts)
+	return strings.Join(texts, ",")
+}
+
+// absent gives errors of a missing device one meaning and says what to do. A
+// refused socket is what a killed tunnel process leaves behind.
+func absent(device string, err error) error {
+	if isAbsent(err) {
+		return fmt.Errorf("%w: device %s is absent: start `tombolo-agent tunnel --device %s` in this network namespace (or load the wireguard module): %w", ErrNoTunnel, device, device, err)
+	}
+	return fmt.Errorf("device %s: %w", device, err)
+}
+
+func isAbsent(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENODEV) || isLinkNotFound(err)
+}

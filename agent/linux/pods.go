@@ -1,0 +1,410 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// PodsConfig makes Pods.
+type PodsConfig struct {
+	StateDir string
+	// Changed is called with all connected pods after every change (and once by
+	// Start), one call at a time.
+	Changed func([]agent.LocalPod)
+	Log     *slog.Logger     // nil = discard
+	Now     func() time.Time // nil = time.Now
+}
+
+// NodeNetwork is what a node must know of itself before it can connect pods. It
+// comes from registration, or from the disk.
+type NodeNetwork struct {
+	PodPrefixes     []netip.Prefix
+	TunnelAddresses []netip.Addr
+	PodMTU          int
+}
+
+// Pods connects pods: it implements agent.Pods. A pod is known by its UID; its
+// addresses survive restarts of the agent and of the node. All methods are safe
+// for concurrent use.
+type Pods struct {
+	cfg  PodsConfig
+	log  *slog.Logger
+	nl   *netlink.Handle
+	node *os.File // the node's network namespace
+
+	mu         sync.Mutex
+	network    NodeNetwork
+	pods       map[string]*pod // by UID
+	pools      []*pool
+	freed      []freedAddress // of prefixes that are not the node's at present
+	departed   []departed
+	index      map[string]uint32 // UID → host ifindex, while connected
+	identities map[string]clustermesh.Identity
+	wake       chan struct{} // tells Register that something changed
+}
+
+// OpenPods reads the state file and looks which pods are connected still. It
+// must be called in the node's network namespace.
+func OpenPods(cfg PodsConfig) (*Pods, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, identities: map[string]clustermesh.Identity{}, wake: make(chan struct{}, 1)}
+	st, look, err := readPodState(p.file(), p.log)
+	if err != nil {
+		return nil, err
+	}
+	for i := range st.Pods {
+		p.pods[st.Pods[i].UID] = &st.Pods[i]
+	}
+	p.freed, p.departed = st.Freed, st.Departed
+	if p.node, err = currentNetns(); err != nil {
+		return nil, fmt.Errorf("open own network namespace: %w", err)
+	}
+	if p.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		p.node.Close()
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if err := p.reconcile(look); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close frees the handles; pods stay connected.
+func (p *Pods) Close() {
+	p.nl.Close()
+	p.node.Close()
+}
+
+func (p *Pods) file() string { return filepath.Join(p.cfg.StateDir, "pods.json") }
+
+// reconcile marks pods whose link is gone and, if the state file was lost
+// (look), learns pods from the aliases of their devices.
+func (p *Pods) reconcile(look bool) error {
+	links, err := p.nl.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	now, live := p.cfg.Now(), map[string]uint32{}
+	for _, link := range links {
+		uid, addrs, ok := podFromAlias(link.Attrs().Alias)
+		if !ok || link.Attrs().Name != hostIfName(uid) {
+			continue
+		}
+		live[uid] = uint32(link.Attrs().Index)
+		if look && p.pods[uid] == nil && len(addrs) > 0 {
+			p.log.Warn("pod learned from its device", "uid", uid, "device", link.Attrs().Name, "addresses", addrs)
+			p.pods[uid] = &pod{UID: uid, IfName: "eth0", Addresses: addrs, MTU: link.Attrs().MTU, Added: now}
+		}
+	}
+	for uid, r := range p.pods {
+		if index, ok := live[uid]; ok {
+			p.index[uid], r.Gone = index, time.Time{}
+		} else if r.Gone.IsZero() {
+			r.Gone = now
+			p.log.Info("pod has no link (the node was restarted?): its addresses are kept for it", "uid", uid, "addresses", r.Addresses, "for", goneFor)
+		}
+	}
+	return nil
+}
+
+// SetNetwork says what the node may hand out. Pods keep addresses of former
+// prefixes until they end.
+func (p *Pods) SetNetwork(n NodeNetwork) error {
+	if err := inNetns(p.node, nodeSysctls); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n.PodMTU == 0 {
+		n.PodMTU = PodMTU(0)
+	}
+	old := p.network
+	p.network = n
+	if p.pools != nil && slices.Equal(old.PodPrefixes, n.PodPrefixes) && slices.Equal(old.TunnelAddresses, n.TunnelAddresses) {
+		return nil
+	}
+	now := p.cfg.Now()
+	rest := p.allFreed()
+	p.pools, p.freed = nil, nil
+	for _, prefix := range n.PodPrefixes {
+		p.pools = append(p.pools, newPool(prefix, n.TunnelAddresses))
+	}
+	for _, r := range p.pods {
+		for _, a := range r.Addresses {
+			if i := p.poolOf(a); i >= 0 && !p.pools[i].claim(a, r.UID) {
+				p.log.Error("pod has an address that it may not have", "uid", r.UID, "address", a)
+			}
+		}
+	}
+	for _, f := range rest {
+		if i := p.poolOf(f.Address); i >= 0 {
+			p.pools[i].rest(f, now)
+		} else {
+			p.freed = append(p.freed, f)
+		}
+	}
+	return nil
+}
+
+func (p *Pods) poolOf(a netip.Addr) int {
+	return slices.IndexFunc(p.pools, func(pl *pool) bool { return pl.prefix.Contains(a) })
+}
+
+func (p *Pods) allFreed() []freedAddress {
+	all := slices.Clone(p.freed)
+	for _, pl := range p.pools {
+		all = append(all, pl.freed...)
+	}
+	return all
+}
+
+// Add connects a pod. Repeated, it finds what it made and answers the same; for
+// a new sandbox of a known pod it connects the new one with the old addresses.
+func (p *Pods) Add(ctx context.Context, r agent.PodRequest) (agent.PodResult, error) {
+	if r.UID == "" {
+		r.UID = r.ContainerID // a runtime without Kubernetes: the container is the pod
+	}
+	switch {
+	case r.UID == "" || strings.ContainsAny(r.UID, " \t\n/") || len(r.UID) > 128:
+		return agent.PodResult{}, fmt.Errorf("pod UID %q: must be 1 to 128 bytes without spaces or slashes", r.UID)
+	case r.Netns == "":
+		return agent.PodResult{}, errors.New("no network namespace named: CNI_NETNS is empty")
+	case r.IfName == "" || len(r.IfName) >= unix.IFNAMSIZ || r.IfName == "lo":
+		return agent.PodResult{}, fmt.Errorf("interface name %q: must have 1 to %d bytes and not be lo", r.IfName, unix.IFNAMSIZ-1)
+	}
+	ns, err := os.Open(r.Netns)
+	if err != nil {
+		return agent.PodResult{}, fmt.Errorf("open the pod's network namespace: %w", err)
+	}
+	defer ns.Close()
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.pools) == 0 {
+		return agent.PodResult{}, errors.New("this node has no pod prefixes yet: it is not registered with its cluster (see the agent's log); the runtime will try again")
+	}
+	rec, err := p.allocate(r)
+	if err != nil {
+		return agent.PodResult{}, err
+	}
+	link := p.link(rec)
+	index, connected := p.index[rec.UID]
+	if !connected || link.check(p.nl, ns) != nil {
+		made, err := link.connect(p.nl, p.node, ns)
+		if err != nil {
+			// The record stays: the next try gets the same addresses.
+			delete(p.index, rec.UID)
+			rec.Gone = p.cfg.Now()
+			return agent.PodResult{}, errors.Join(err, p.save())
+		}
+		index = uint32(made)
+	}
+	p.index[rec.UID], rec.Gone = index, time.Time{}
+	if err := p.save(); err != nil {
+		return agent.PodResult{}, err
+	}
+	p.log.Info("pod connected", "namespace", rec.Namespace, "name", rec.Name, "uid", rec.UID, "addresses", rec.Addresses, "device", link.HostIf)
+	p.announce()
+	return result(link), nil
+}
+
+// allocate finds or makes the pod's record. It is on disk when it returns, so
+// that a crash right after cannot give the address to somebody else.
+func (p *Pods) allocate(r agent.PodRequest) (*pod, error) {
+	now := p.cfg.Now()
+	p.expire(now)
+	rec := p.pods[r.UID]
+	if rec == nil {
+		rec = &pod{UID: r.UID, Added: now, MTU: p.network.PodMTU}
+		for _, pl := range p.pools {
+			a, err := pl.take(r.UID, now)
+			if err != nil {
+				p.release(rec, now)
+				return nil, err
+			}
+			rec.Addresses = append(rec.Addresses, a)
+		}
+		p.pods[r.UID] = rec
+	}
+	if rec.ContainerID != r.ContainerID || rec.Netns != r.Netns {
+		rec.MTU = p.network.PodMTU
+	}
+	rec.Namespace, rec.Name, rec.ContainerID, rec.Netns, rec.IfName = r.Namespace, r.Name, r.ContainerID, r.Netns, r.IfName
+	p.departed = slices.DeleteFunc(p.departed, func(d departed) bool { return d.UID == r.UID })
+	return rec, p.save()
+}
+
+// expire ends pods that have been without a link for too long.
+func (p *Pods) expire(now time.Time) {
+	for uid, r := range p.pods {
+		if !r.Gone.IsZero() && now.Sub(r.Gone) >= goneFor {
+			p.log.Warn("pod without a link was not added again: its addresses are free", "uid", uid, "addresses", r.Addresses, "after", goneFor)
+			p.forget(r, now)
+		}
+	}
+}
+
+// forget drops a record; the cluster is told by Register.
+func (p *Pods) forget(r *pod, now time.Time) {
+	delete(p.pods, r.UID)
+	delete(p.index, r.UID)
+	delete(p.identities, r.UID)
+	p.release(r, now)
+	p.departed = append(p.departed, departed{UID: r.UID, Namespace: r.Namespace, Name: r.Name, Addresses: r.Addresses})
+}
+
+func (p *Pods) release(r *pod, now time.Time) {
+	for _, a := range r.Addresses {
+		if i := p.poolOf(a); i >= 0 {
+			p.pools[i].release(a, r.UID, now)
+		} else {
+			p.freed = append(p.freed, freedAddress{Address: a, Owner: r.UID, At: now})
+		}
+	}
+}
+
+// Del disconnects a pod. It succeeds for a pod that is unknown or half gone, and
+// changes nothing for a sandbox that a later Add has replaced.
+func (p *Pods) Del(ctx context.Context, r agent.PodRequest) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rec := p.find(r)
+	if rec == nil {
+		return nil
+	}
+	if r.ContainerID != "" && rec.ContainerID != "" && r.ContainerID != rec.ContainerID {
+		p.log.Debug("DEL of a former sandbox ignored", "uid", rec.UID, "container", r.ContainerID, "present", rec.ContainerID)
+		return nil
+	}
+	if err := p.link(rec).disconnect(p.nl); err != nil {
+		return err
+	}
+	p.forget(rec, p.cfg.Now())
+	if err := p.save(); err != nil {
+		return err
+	}
+	p.log.Info("pod disconnected", "namespace", rec.Namespace, "name", rec.Name, "uid", rec.UID, "addresses", rec.Addresses)
+	p.announce()
+	return nil
+}
+
+// find looks a pod up by UID, or by container if the runtime does not say.
+func (p *Pods) find(r agent.PodRequest) *pod {
+	if r.UID != "" {
+		return p.pods[r.UID]
+	}
+	for _, rec := range p.pods {
+		if r.ContainerID != "" && rec.ContainerID == r.ContainerID {
+			return rec
+		}
+	}
+	return nil
+}
+
+// Check compares the kernel with what Add made.
+func (p *Pods) Check(ctx context.Context, r agent.PodRequest) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rec := p.find(r)
+	if rec == nil {
+		return fmt.Errorf("pod %s/%s (%s) is not known on this node: add it", r.Namespace, r.Name, r.UID)
+	}
+	if r.ContainerID != "" && rec.ContainerID != r.ContainerID {
+		return fmt.Errorf("pod %s/%s has a newer sandbox (%s): this one is not connected", rec.Namespace, rec.Name, rec.ContainerID)
+	}
+	path := r.Netns
+	if path == "" {
+		path = rec.Netns
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open the pod's network namespace: %w", err)
+	}
+	defer ns.Close()
+	if err := p.link(rec).check(p.nl, ns); err != nil {
+		return fmt.Errorf("pod %s/%s is not connected as it should be: %w; delete and add it", rec.Namespace, rec.Name, err)
+	}
+	return nil
+}
+
+// List returns the connected pods.
+func (p *Pods) List(ctx context.Context) ([]agent.LocalPod, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.local(), nil
+}
+
+// Start tells Changed what there is, and says so again on every change.
+func (p *Pods) Start() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.announce()
+}
+
+func (p *Pods) local() []agent.LocalPod {
+	out := make([]agent.LocalPod, 0, len(p.index))
+	for uid, index := range p.index {
+		rec := p.pods[uid]
+		link := p.link(rec)
+		out = append(out, agent.LocalPod{UID: uid, Namespace: rec.Namespace, Name: rec.Name, Addresses: rec.Addresses, IfIndex: index,
+			PodMAC: agent.MAC(link.PodMAC), HostMAC: agent.MAC(link.HostMAC), Identity: p.identities[uid]})
+	}
+	slices.SortFunc(out, func(a, b agent.LocalPod) int { return strings.Compare(a.UID, b.UID) })
+	return out
+}
+
+// announce is called with the lock held.
+func (p *Pods) announce() {
+	if p.cfg.Changed != nil {
+		p.cfg.Changed(p.local())
+	}
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *Pods) save() error {
+	st := podState{Version: podStateVersion, Freed: p.allFreed(), Departed: p.departed}
+	for _, r := range p.pods {
+		st.Pods = append(st.Pods, *r)
+	}
+	if err := writeFile(p.file(), st.encode()); err != nil {
+		return fmt.Errorf("keep pod state: %w", err)
+	}
+	return nil
+}
+
+func (p *Pods) link(r *pod) podLink { return newPodLink(r.UID, r.IfName, r.Addresses, r.MTU) }
+
+// result is what CNI hears: addresses with their full length, the gateway that
+// the default routes name.
+func result(l podLink) agent.PodResult {
+	out := agent.PodResult{IfName: l.PodIf, HostIfName: l.HostIf, MAC: l.PodMAC.String(), HostMAC: l.HostMAC.String(), MTU: l.MTU}
+	for _, a := range l.Addresses {
+		out.IPs = append(out.IPs, agent.PodIP{Address: netip.PrefixFrom(a, a.BitLen()), Gateway: gatewayOf(a)})
+		out.Routes = append(out.Routes, netip.PrefixFrom(zeroOf(a), 0))
+	}
+	return out
+}
