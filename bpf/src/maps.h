@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The maps and their rows, defined once: bpf2go makes the Go of them.
  * Addresses: 16 bytes, IPv4 v4-mapped, network order. Ports: network order.
  * Everything else: host order. No implicit padding: rows are compared bytewise. */
@@ -6,6 +7,28 @@
 #define TMB_MAX_TIERS 4
 #define TMB_MAX_GROUPS 20
 #define TMB_MAX_WALK 64 /* slots tried in one group */
+
+/* What programs did, and why they dropped: the rows of tmb_counters_1, counted
+ * since the map was made. The Go names are in reasons.go. Append only. */
+enum tmb_reason {
+	TMB_SOCK_CONNECT,	   /* connections given a backend */
+	TMB_SOCK_DATAGRAM,	   /* unconnected UDP: backends drawn (not datagrams) */
+	TMB_SOCK_NO_BACKEND,	   /* refused: the service has no backends */
+	TMB_SOCK_FAMILY,	   /* refused: the backend has an address the socket cannot use */
+	TMB_SOCK_NONE_UP,	   /* nothing was up, the first draw stood */
+	TMB_SOCK_NO_REVERSE,	   /* the reverse row could not be written */
+	TMB_TUNNEL_DELIVERED,	   /* to a pod on this node */
+	TMB_TUNNEL_STACK,	   /* to a tunnel address of this node */
+	TMB_DROP_NOT_IP,	   /* neither IPv4 nor IPv6 */
+	TMB_DROP_MALFORMED,	   /* truncated, or a header that contradicts itself */
+	TMB_DROP_MAPPED,	   /* IPv6 with a v4-mapped address: would pass for IPv4 */
+	TMB_DROP_UNKNOWN_SOURCE,   /* in neither ipcache */
+	TMB_DROP_RESERVED_SOURCE,  /* an identity that never sends through a tunnel */
+	TMB_DROP_LOCAL_SOURCE,	   /* claims to come from this node */
+	TMB_DROP_NOT_HERE,	   /* no pod or tunnel address of this node */
+	TMB_DROP_NO_ROOM,	   /* no memory for an Ethernet header */
+	TMB_REASONS
+};
 
 struct tmb_addr {
 	__u8 b[16];
@@ -63,7 +86,8 @@ struct tmb_health {
 	__u64 since; /* Unix seconds; present = down */
 };
 
-/* A connected socket has backend and port zero; unconnected UDP one row per backend. */
+/* A connected socket has backend and port zero, so that its release can find the
+ * row; unconnected UDP has one row per backend. */
 struct tmb_reverse_key {
 	__u64 cookie;
 	struct tmb_addr backend;
@@ -101,6 +125,7 @@ struct tmb_prefix {
 	struct tmb_addr addr;
 };
 
+/* ifindex 0: an address of the node itself (its tunnel address): to the stack. */
 struct tmb_endpoint {
 	__u32 ifindex;
 	__u32 identity;

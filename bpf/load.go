@@ -1,0 +1,285 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// Options of Load.
+type Options struct {
+	// PinDir is a directory of a bpffs, ours alone; it is made if missing.
+	PinDir string
+	// CgroupPath is the cgroup (v2) whose sockets are translated. Empty: the root
+	// of the first cgroup2 mount (FindCgroup2).
+	CgroupPath string
+	Sizes      Sizes
+	// NoTCX attaches the tunnel by clsact although the kernel has tcx.
+	NoTCX bool
+	// NoRetval loads what a kernel before 5.18 would.
+	NoRetval bool
+	Log      *slog.Logger // nil: discard
+}
+
+// Objects are loaded and attached. One goroutine owns them; Maps may be used by
+// others too, as the kernel serialises map calls.
+type Objects struct {
+	*Maps
+	pinDir string
+	lock   *os.File
+	log    *slog.Logger
+	tunnel *ebpf.Program
+	noTCX  bool
+	feat   Features
+}
+
+// Features says what is on, for status.
+type Features struct {
+	// Refusal is what connect to a service without backends fails with:
+	// ECONNREFUSED, or EPERM on kernels before 5.18.
+	Refusal string
+	// Tunnel is tcx, clsact, or empty before AttachTunnel.
+	Tunnel string
+	// Cgroup is the cgroup whose sockets are translated.
+	Cgroup string
+}
+
+// Features are those of the running kernel that are in use.
+func (o *Objects) Features() Features { return o.feat }
+
+// Load opens or makes the maps, loads the programs and attaches those of
+// sockets; AttachTunnel does the rest. What an earlier process left pinned is
+// taken over: rows stay, each program is replaced in one step. State of a layout
+// this version does not know is refused and left as it is.
+//
+// The caller is in the network namespace of the node. Errors leave what worked
+// before at work.
+func Load(opts Options) (*Objects, error) {
+	o := &Objects{pinDir: opts.PinDir, log: opts.Log, noTCX: opts.NoTCX}
+	if o.log == nil {
+		o.log = slog.New(slog.DiscardHandler)
+	}
+	cgroup := opts.CgroupPath
+	if cgroup == "" {
+		found, err := FindCgroup2()
+		if err != nil {
+			return nil, err
+		}
+		cgroup = found
+	}
+	o.feat.Cgroup = cgroup
+	if err := os.MkdirAll(opts.PinDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the pin directory: %w", err)
+	}
+	if err := checkBPFFS(opts.PinDir); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(opts.PinDir)
+	if err != nil {
+		return nil, err
+	}
+	o.lock = lock
+	if err := o.load(opts, cgroup); err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *Objects) load(opts Options, cgroup string) error {
+	if err := checkPins(o.pinDir); err != nil {
+		return err
+	}
+	maps, moved, err := openMaps(o.pinDir, opts.Sizes)
+	if err != nil {
+		return err
+	}
+	o.Maps = maps
+	sock, err := o.loadSock(!opts.NoRetval)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	if o.tunnel, err = loadTunnelProgram(maps, 0); err != nil {
+		return err
+	}
+	if err := attachSock(o.pinDir, cgroup, sock); err != nil {
+		return err
+	}
+	if len(moved) == 0 {
+		return nil
+	}
+	// The tunnel's program goes on with the old maps until it is replaced.
+	if err := o.replaceTunnel(); err != nil {
+		return err
+	}
+	for _, r := range moved {
+		if err := r.commit(o.pinDir); err != nil {
+			return err
+		}
+		o.log.Info("map resized", "map", r.name, "rows", r.new.MaxEntries(), "was", r.old.MaxEntries())
+	}
+	return nil
+}
+
+// Close closes what is open. Pinned maps and links stay, and work.
+func (o *Objects) Close() error {
+	var errs []error
+	if o.tunnel != nil {
+		errs = append(errs, o.tunnel.Close())
+	}
+	if o.Maps != nil {
+		errs = append(errs, o.Maps.Close())
+	}
+	return errors.Join(append(errs, o.lock.Close())...)
+}
+
+// loadSock tries the object with a better refusal first, if asked to.
+func (o *Objects) loadSock(retval bool) (*ebpf.Collection, error) {
+	if retval {
+		spec, err := loadSockRetval()
+		if err != nil {
+			return nil, err
+		}
+		coll, err := loadCollection(spec, o.Maps)
+		if err == nil {
+			o.feat.Refusal = "ECONNREFUSED"
+			return coll, nil
+		}
+		o.log.Info("kernel without bpf_set_retval: services without backends refuse with EPERM", "error", err)
+	}
+	spec, err := loadSock()
+	if err != nil {
+		return nil, err
+	}
+	coll, err := loadCollection(spec, o.Maps)
+	if err != nil {
+		return nil, fmt.Errorf("load socket programs: %w", err)
+	}
+	o.feat.Refusal = "EPERM"
+	return coll, nil
+}
+
+// loadTunnelProgram loads tunnel.c for packets with l2 bytes before the IP header.
+func loadTunnelProgram(maps *Maps, l2 uint32) (*ebpf.Program, error) {
+	spec, err := loadTunnel()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[tunnelVarTmbL2Len].Set(l2); err != nil {
+		return nil, fmt.Errorf("set L2 length: %w", err)
+	}
+	coll, err := loadCollection(spec, maps)
+	if err != nil {
+		return nil, fmt.Errorf("load tunnel program: %w", err)
+	}
+	defer coll.Close()
+	return coll.DetachProgram(tunnelProgTmbTunnel), nil
+}
+
+// loadCollection loads programs against our maps, whatever sizes those have.
+func loadCollection(spec *ebpf.CollectionSpec, maps *Maps) (*ebpf.Collection, error) {
+	use := make(map[string]*ebpf.Map)
+	for name, m := range maps.byName() {
+		if ms, ok := spec.Maps[name]; ok {
+			ms.MaxEntries = m.MaxEntries()
+			use[name] = m
+		}
+	}
+	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: use})
+}
+
+// sockHooks are sock.c's programs, by the name of their pin.
+var sockHooks = []struct {
+	name   string
+	attach ebpf.AttachType
+}{
+	// What undoes a translation is there before what translates.
+	{sockProgTmbSockRelease, ebpf.AttachCgroupInetSockRelease},
+	{sockProgTmbGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+	{sockProgTmbGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+	{sockProgTmbRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+	{sockProgTmbRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
+	{sockProgTmbSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+	{sockProgTmbSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+	{sockProgTmbConnect4, ebpf.AttachCGroupInet4Connect},
+	{sockProgTmbConnect6, ebpf.AttachCGroupInet6Connect},
+}
+
+func attachSock(dir, cgroup string, sock *ebpf.Collection) error {
+	var st unix.Stat_t
+	if err := unix.Stat(cgroup, &st); err != nil {
+		return fmt.Errorf("cgroup %s: %w", cgroup, err)
+	}
+	for _, h := range sockHooks {
+		err := attachCgroup(filepath.Join(dir, h.name), st.Ino, link.CgroupOptions{
+			Path: cgroup, Attach: h.attach, Program: sock.Programs[h.name],
+		})
+		if err != nil {
+			return fmt.Errorf("attach %s to cgroup %s: %w", h.name, cgroup, err)
+		}
+	}
+	return nil
+}
+
+// attachCgroup replaces the program of the pinned link, if that is at the cgroup
+// (by inode); else attaches and pins, and only then lets go of an old link.
+func attachCgroup(pin string, inode uint64, opts link.CgroupOptions) error {
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer old.Close()
+		info, err := old.Info()
+		if err != nil {
+			return err
+		}
+		if cg := info.Cgroup(); cg != nil && cg.CgroupId == inode {
+			return old.Update(opts.Program)
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("open pinned link %s: %w", pin, err)
+	}
+	l, err := link.AttachCgroup(opts)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	return pinOver(l, pin)
+}
+
+// checkPins refuses a directory with state of ours that this version does not
+// know, and clears away pins that never reached their place.
+func checkPins(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	known := []string{tunnelPin}
+	for _, t := range new(Maps).tables(Sizes{}) {
+		known = append(known, t.name)
+	}
+	for _, h := range sockHooks {
+		known = append(known, h.name)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		switch {
+		case !strings.HasPrefix(name, "tmb_") || slices.Contains(known, name):
+		case strings.HasSuffix(name, newSuffix):
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("%s holds %q, which this version does not know; nothing was changed: "+
+				"run the version that made it, or unload (this cuts service translation) and start again", dir, name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The choice of a backend; IPv4 and IPv6 alike, as an address is 16 bytes.
+ *
+ *   tiers, from the first: a tier keeps `share` of what reaches it, the rest
+ *   goes on to the next. From the tier so drawn: it, the ones after it, then
+ *   back towards the first.
+ *   In a tier: a group by weight among those whose cluster is up.
+ *   In a group: a random slot, then on, at most TMB_MAX_WALK, past what is down.
+ *   A group that gives nothing leaves the draw; then the next tier.
+ *   Groups of weight 0 are drawn (evenly) only once all others gave nothing.
+ *   Nothing up anywhere: the first slot that was looked at stands; if health
+ *   let none be looked at, the draw is repeated blind to health.
+ *
+ * The Go twin is choose_test.go: change both. Each function below is global, so
+ * the verifier checks it once, by itself, whoever calls it. */
+#pragma once
+
+#include "tables.h"
+
+struct tmb_draw {
+	struct tmb_slot_key at;
+	struct tmb_slot slot;
+	__u64 seed;  /* 0: the kernel's randomness. Tests give their own */
+	__u32 found; /* at and slot hold a backend */
+	__u32 up;    /* and nothing is known against it */
+	__u32 blind; /* take no notice of health */
+	__u32 zero;  /* groups of weight 0, in place of those with a weight */
+};
+
+/* Below n; n > 0. */
+static __always_inline __u32 tmb_random(struct tmb_draw *d, __u32 n)
+{
+	__u32 r;
+
+	if (d->seed) { /* xorshift64 */
+		__u64 x = d->seed;
+
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		d->seed = x;
+		r = x >> 32;
+	} else {
+		r = bpf_get_prandom_u32();
+	}
+	return ((__u64)r * n) >> 32;
+}
+
+static __always_inline bool tmb_cluster_down(__u16 cluster)
+{
+	return bpf_map_lookup_elem(&tmb_clushlth_1, &cluster) != NULL;
+}
+
+static __always_inline bool tmb_node_down(__u16 cluster, __u16 node)
+{
+	struct tmb_node_key key = {.cluster = cluster, .node = node};
+
+	return bpf_map_lookup_elem(&tmb_nodehlth_1, &key) != NULL;
+}
+
+/* A slot of one group. True: d has one that is up (or any, when blind). */
+__noinline int tmb_walk(struct tmb_draw *d, __u64 service, __u32 cluster, __u32 count)
+{
+	struct tmb_slot_key key = {.service = service, .cluster = cluster};
+	struct tmb_slot *slot;
+	__u32 i, at;
+
+	if (!d || !count)
+		return 0;
+	at = tmb_random(d, count);
+	for (i = 0; i < TMB_MAX_WALK; i++) {
+		if (i >= count)
+			break;
+		key.slot = at;
+		if (++at >= count)
+			at = 0;
+		slot = bpf_map_lookup_elem(&tmb_slots_1, &key);
+		if (!slot)
+			continue;
+		if (d->blind || !tmb_node_down(slot->cluster, slot->node)) {
+			d->at = key;
+			d->slot = *slot;
+			d->found = 1;
+			d->up = !d->blind;
+			return 1;
+		}
+		if (!d->found) { /* the first draw, should nothing be up */
+			d->at = key;
+			d->slot = *slot;
+			d->found = 1;
+		}
+	}
+	return 0;
+}
+
+/* The groups of a tier that may be drawn, as bits. */
+__noinline int tmb_candidates(struct tmb_service *svc, struct tmb_draw *d, __u32 first, __u32 groups)
+{
+	__u32 i, mask = 0;
+
+	if (!svc || !d)
+		return 0;
+	for (i = 0; i < TMB_MAX_GROUPS; i++) {
+		struct tmb_group *g = &svc->groups[i];
+
+		if (i < first || i - first >= groups || !g->count)
+			continue;
+		if (!g->weight != !!d->zero)
+			continue;
+		if (!d->blind && tmb_cluster_down(g->cluster))
+			continue;
+		mask |= 1U << i;
+	}
+	return mask;
+}
+
+/* One of the groups in mask, by weight; evenly if they have none. -1: mask is empty. */
+__noinline int tmb_draw_group(struct tmb_service *svc, struct tmb_draw *d, __u32 mask)
+{
+	__u32 i, sum = 0, r;
+
+	if (!svc || !d)
+		return -1;
+	for (i = 0; i < TMB_MAX_GROUPS; i++)
+		if (mask & (1U << i))
+			sum += d->zero ? 1 : svc->groups[i].weight;
+	if (!sum)
+		return -1;
+	r = tmb_random(d, sum);
+	for (i = 0; i < TMB_MAX_GROUPS; i++) {
+		__u32 w;
+
+		if (!(mask & (1U << i)))
+			continue;
+		w = d->zero ? 1 : svc->groups[i].weight;
+		if (r < w)
+			return i;
+		r -= w;
+	}
+	return -1;
+}
+
+/* All groups of one tier, in drawn order, until one gives a backend. */
+__noinline int tmb_try_tier(struct tmb_service *svc, struct tmb_draw *d, __u32 tier)
+{
+	__u32 mask, i;
+
+	if (!svc || !d || tier >= TMB_MAX_TIERS)
+		return 0;
+	mask = tmb_candidates(svc, d, svc->tiers[tier].first, svc->tiers[tier].groups);
+	for (i = 0; i < TMB_MAX_GROUPS; i++) {
+		__u32 g;
+
+		if (!mask)
+			break;
+		g = tmb_draw_group(svc, d, mask);
+		if (g >= TMB_MAX_GROUPS)
+			break;
+		if (tmb_walk(d, svc->id, svc->groups[g].cluster, svc->groups[g].count))
+			return 1;
+		mask &= ~(1U << g);
+	}
+	return 0;
+}
+
+/* The tiers from start on, then back from it. */
+__noinline int tmb_try_tiers(struct tmb_service *svc, struct tmb_draw *d, __u32 start)
+{
+	__u32 i, tier, n;
+
+	if (!svc || !d)
+		return 0;
+	n = svc->num_tiers;
+	for (i = 0; i < TMB_MAX_TIERS; i++) {
+		if (i >= n)
+			break;
+		tier = start + i;
+		if (tier >= n)
+			tier = n - 1 - i;
+		if (tmb_try_tier(svc, d, tier))
+			return 1;
+	}
+	return 0;
+}
+
+/* The choice. 0: the service has no backend; otherwise d has one. */
+__noinline int tmb_choose(struct tmb_service *svc, struct tmb_draw *d)
+{
+	__u32 start, n;
+
+	if (!svc || !d)
+		return 0;
+	n = svc->num_tiers;
+	if (n > TMB_MAX_TIERS)
+		n = TMB_MAX_TIERS;
+	for (start = 0; start < TMB_MAX_TIERS - 1; start++) {
+		if (start + 1 >= n)
+			break;
+		if (tmb_random(d, 65535) < svc->tiers[start].share)
+			break;
+	}
+	if (tmb_try_tiers(svc, d, start))
+		return 1;
+	d->zero = 1;
+	if (tmb_try_tiers(svc, d, start))
+		return 1;
+	if (d->found)
+		return 1;
+	d->blind = 1;
+	d->zero = 0;
+	if (tmb_try_tiers(svc, d, start))
+		return 1;
+	d->zero = 1;
+	return tmb_try_tiers(svc, d, start);
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The maps themselves. The symbol is the kernel name (at most 15 characters) and
+ * the pin name; the number at its end is the version of the layout: a changed
+ * layout takes the next one. Sizes here are defaults; the loader sets them.
+ *
+ * No preallocation where the agent writes: rows in use cost memory, room does
+ * not (but for 16 bytes a bucket). LRU maps, which programs write, have all
+ * their rows from the start. */
+#pragma once
+
+#include "maps.h"
+
+#define TMB_HASH(name_, key_, value_, size_)              \
+	struct {                                          \
+		__uint(type, BPF_MAP_TYPE_HASH);          \
+		__uint(map_flags, BPF_F_NO_PREALLOC);     \
+		__uint(max_entries, size_);               \
+		__type(key, key_);                        \
+		__type(value, value_);                    \
+	} name_ SEC(".maps")
+
+#define TMB_LRU(name_, key_, value_, size_)               \
+	struct {                                          \
+		__uint(type, BPF_MAP_TYPE_LRU_HASH);      \
+		__uint(max_entries, size_);               \
+		__type(key, key_);                        \
+		__type(value, value_);                    \
+	} name_ SEC(".maps")
+
+TMB_HASH(tmb_services_1, struct tmb_service_key, struct tmb_service, 65536);
+TMB_HASH(tmb_slots_1, struct tmb_slot_key, struct tmb_slot, 524288);
+TMB_HASH(tmb_nodehlth_1, struct tmb_node_key, struct tmb_health, 16384);
+TMB_HASH(tmb_clushlth_1, __u16, struct tmb_health, 4096);
+TMB_HASH(tmb_ipcache_1, struct tmb_addr, struct tmb_ipcache, 524288);
+TMB_HASH(tmb_endpoint_1, struct tmb_addr, struct tmb_endpoint, 4096);
+
+TMB_LRU(tmb_reverse_1, struct tmb_reverse_key, struct tmb_reverse, 65536);
+TMB_LRU(tmb_choice_1, struct tmb_choice_key, struct tmb_choice, 32768);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct tmb_prefix);
+	__type(value, struct tmb_ipcache);
+} tmb_ipprefix_1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TMB_REASONS);
+	__type(key, enum tmb_reason);
+	__type(value, __u64);
+} tmb_counters_1 SEC(".maps");
+
+/* Atomic although the row is this CPU's: sock programs can be preempted. */
+static __always_inline void tmb_count(__u32 reason)
+{
+	__u64 *n = bpf_map_lookup_elem(&tmb_counters_1, &reason);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
