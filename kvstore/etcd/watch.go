@@ -1,0 +1,218 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/tombolo-mesh/tombolo/kvstore"
+)
+
+// progressEvery is how often a watch asks how far it is. etcd tells by itself
+// every 10 minutes only, by when the place of a quiet prefix may be compacted.
+const progressEvery = 20 * time.Second
+
+// Watch opens a stream of its own for one watch. The etcd client's watch is not
+// used because it reconnects in silence, to whatever answers then. The first
+// batch is a bookmark: it says that the watch stands.
+func (s *Store) Watch(ctx context.Context, prefix string, after kvstore.Position) iter.Seq2[kvstore.Batch, error] {
+	return func(yield func(kvstore.Batch, error) bool) {
+		w := &watching{store: s, prefix: prefix, after: after, yield: yield}
+		err := w.run(ctx)
+		if s.compressionRefused(err) {
+			err = w.run(ctx)
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		yield(kvstore.Batch{}, s.fail(ctx, w.String(), err))
+	}
+}
+
+// watching is one Watch in progress.
+type watching struct {
+	store  *Store
+	prefix string
+	after  kvstore.Position // completed by the first answer
+	yield  func(kvstore.Batch, error) bool
+
+	last    int64           // revision up to which everything was delivered
+	partial []*mvccpb.Event // fragments of a batch that is not whole yet
+}
+
+func (w *watching) String() string {
+	return fmt.Sprintf("watch %s after %d", printable(w.prefix), w.after.Revision)
+}
+
+// run returns nil when the consumer has had enough.
+func (w *watching) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if w.after.Revision == 0 {
+		now, err := w.now(ctx)
+		if err != nil {
+			return err
+		}
+		w.after = now
+	}
+	w.last = w.after.Revision
+	w.partial = nil
+
+	// A member cut off from its cluster would watch on without an event.
+	ctx = metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
+	stream, err := w.store.watch.Watch(ctx, w.store.readOptions()...)
+	if err != nil {
+		return err
+	}
+	key, end := prefixRange(w.prefix)
+	create := &pb.WatchCreateRequest{Key: key, RangeEnd: end, StartRevision: w.after.Revision + 1, ProgressNotify: true, Fragment: true}
+	if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil && !errors.Is(err, io.EOF) {
+		return err // EOF: Recv knows the reason
+	}
+	asking := false
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return errors.New("the server ended the watch")
+		}
+		if err != nil {
+			return err
+		}
+		if err := checkStore(resp.Header, w.after.StoreID); err != nil {
+			return err
+		}
+		more, err := w.receive(ctx, resp)
+		if err != nil || !more {
+			return err
+		}
+		if !asking {
+			asking = true
+			go askProgress(ctx, stream)
+		}
+	}
+}
+
+// now is the present position, by a read of one key that need not exist.
+func (w *watching) now(ctx context.Context) (kvstore.Position, error) {
+	key, _ := prefixRange(w.prefix)
+	r, err := w.store.kv.Range(ctx, &pb.RangeRequest{Key: key, KeysOnly: true})
+	if err != nil {
+		return kvstore.Position{}, err
+	}
+	if err := checkStore(r.Header, w.after.StoreID); err != nil {
+		return kvstore.Position{}, err
+	}
+	return position(r.Header)
+}
+
+// askProgress asks for bookmarks until the watch ends.
+func askProgress(ctx context.Context, stream pb.Watch_WatchClient) {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	ask := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if stream.Send(ask) != nil {
+				return // Recv reports it
+			}
+		}
+	}
+}
+
+// receive handles one response; more is false when the consumer has had enough.
+func (w *watching) receive(ctx context.Context, r *pb.WatchResponse) (more bool, err error) {
+	switch {
+	case r.Canceled:
+		return false, cancelled(r)
+	case r.Created:
+		if r.Header.Revision < w.after.Revision {
+			if err := w.confirmFuture(ctx, r.Header.Revision); err != nil {
+				return false, err
+			}
+		}
+		return w.yield(kvstore.Batch{Position: w.after}, nil), nil
+	case len(r.Events) == 0 && !r.Fragment && len(w.partial) == 0:
+		if r.Header.Revision <= w.last {
+			return true, nil
+		}
+		w.last = r.Header.Revision
+		return w.yield(kvstore.Batch{Position: kvstore.Position{StoreID: w.after.StoreID, Revision: w.last}}, nil), nil
+	}
+	w.partial = append(w.partial, r.Events...)
+	if r.Fragment {
+		return true, nil
+	}
+	batch, err := w.batch()
+	if err != nil {
+		return false, err
+	}
+	return w.yield(batch, nil), nil
+}
+
+// batch turns the collected events into whole revisions. The header of the
+// response is no measure of progress: while a watch catches up it names the
+// revision of the store, not that of the last event.
+func (w *watching) batch() (kvstore.Batch, error) {
+	events := make([]kvstore.Event, 0, len(w.partial))
+	last := w.last
+	for _, ev := range w.partial {
+		e := kvstore.Event{Delete: ev.Type == mvccpb.Event_DELETE, KV: toKV(ev.Kv)}
+		if e.Delete {
+			e.KV = kvstore.KV{Key: e.KV.Key, ModRevision: e.KV.ModRevision}
+		}
+		switch {
+		case !strings.HasPrefix(e.KV.Key, w.prefix):
+			return kvstore.Batch{}, fmt.Errorf("the watch brought %s, which was not asked for", printable(e.KV.Key))
+		case e.KV.ModRevision <= w.last || e.KV.ModRevision < last:
+			return kvstore.Batch{}, fmt.Errorf("the watch went back from revision %d to %d", max(last, w.last), e.KV.ModRevision)
+		}
+		last = e.KV.ModRevision
+		events = append(events, e)
+	}
+	w.partial, w.last = nil, last
+	return kvstore.Batch{Position: kvstore.Position{StoreID: w.after.StoreID, Revision: last}, Events: events}, nil
+}
+
+// confirmFuture is asked when the answering member has not reached the revision
+// to watch after. etcd would wait for it, for ever if the store was restored
+// from a backup. A read through the cluster's leader tells a member that lags
+// a moment from a store that never was there.
+func (w *watching) confirmFuture(ctx context.Context, reached int64) error {
+	now, err := w.now(ctx)
+	if err != nil {
+		return err
+	}
+	if now.Revision < w.after.Revision {
+		return fmt.Errorf("%w: the store has reached %d, the watch begins after %d", kvstore.ErrFutureRevision, max(reached, now.Revision), w.after.Revision)
+	}
+	return nil
+}
+
+// cancelled says why the server ended the watch.
+func cancelled(r *pb.WatchResponse) error {
+	if r.CompactRevision != 0 {
+		return fmt.Errorf("%w: the store remembers %d and later", kvstore.ErrCompacted, r.CompactRevision)
+	}
+	switch {
+	case r.CancelReason == "":
+		return errors.New("the server cancelled the watch without a reason")
+	case strings.Contains(r.CancelReason, "permission denied"):
+		return fmt.Errorf("%w: %s", kvstore.ErrDenied, r.CancelReason)
+	}
+	if kind := revisionKind(r.CancelReason); kind != nil {
+		return fmt.Errorf("%w: %s", kind, r.CancelReason)
+	}
+	return fmt.Errorf("the server cancelled the watch: %s", r.CancelReason)
+}
