@@ -1,0 +1,162 @@
+package register
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+
+	"github.com/tombolo-mesh/tombolo/certs"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
+)
+
+// Facts is what a node knows of its cluster and of its own place in it. It is
+// kept on disk: a node that boots with no mesh API server in reach works by it.
+type Facts struct {
+	Cluster         string         `json:"cluster"`
+	ClusterID       clustermesh.ID `json:"clusterID"`
+	MeshAddresses   []string       `json:"meshAddresses"` // host:port, in order of preference
+	Bundle          string         `json:"bundle"`        // CA bundle, PEM
+	Node            string         `json:"node"`
+	Number          uint16         `json:"number"`
+	PodPrefixes     []netip.Prefix `json:"podPrefixes"`
+	TunnelAddresses []netip.Addr   `json:"tunnelAddresses"` // one in each pod prefix
+}
+
+// ReadFacts reads what a state directory holds; ok is false if the node was
+// never registered from there.
+func ReadFacts(stateDir string) (f Facts, ok bool, err error) {
+	data, err := os.ReadFile(factsFile(stateDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return f, false, nil
+	}
+	if err != nil {
+		return f, false, fmt.Errorf("read cluster facts: %w", err)
+	}
+	if err := json.Unmarshal(data, &f); err != nil {
+		return Facts{}, false, fmt.Errorf("cluster facts %s: %w", factsFile(stateDir), err)
+	}
+	if err := f.check(); err != nil {
+		return Facts{}, false, fmt.Errorf("cluster facts %s: %w", factsFile(stateDir), err)
+	}
+	return f, true, nil
+}
+
+func factsFile(stateDir string) string { return filepath.Join(stateDir, "cluster.json") }
+
+func (f Facts) write(stateDir string) error {
+	data, err := json.MarshalIndent(f, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(factsFile(stateDir), append(data, '\n')); err != nil {
+		return fmt.Errorf("keep cluster facts: %w", err)
+	}
+	return nil
+}
+
+func (f Facts) equal(o Facts) bool { return reflect.DeepEqual(f, o) }
+
+// check refuses facts a node cannot work by.
+func (f Facts) check() error {
+	if err := certs.CheckCluster(f.Cluster); err != nil {
+		return err
+	}
+	if f.ClusterID == 0 || f.ClusterID > clustermesh.MaxID {
+		return fmt.Errorf("cluster ID %d is not within 1–%d", f.ClusterID, clustermesh.MaxID)
+	}
+	if len(f.MeshAddresses) == 0 {
+		return errors.New("no address of a mesh API server")
+	}
+	if _, err := certs.ParseBundle([]byte(f.Bundle)); err != nil {
+		return fmt.Errorf("CA bundle: %w", err)
+	}
+	if f.Node == "" || f.Number == 0 {
+		return errors.New("no node name or number")
+	}
+	if len(f.PodPrefixes) == 0 {
+		return errors.New("no pod prefix: give the node a podCIDR in its manifest, or start the mesh API server with --pod-prefix")
+	}
+	for _, a := range f.TunnelAddresses {
+		inside := false
+		for _, p := range f.PodPrefixes {
+			inside = inside || p.Contains(a)
+		}
+		if !inside {
+			return fmt.Errorf("tunnel address %s is in none of the pod prefixes %v", a, f.PodPrefixes)
+		}
+	}
+	return nil
+}
+
+// factsFrom reads an answer. What it leaves out is kept from old.
+func factsFrom(r *pb.RegisterNodeResponse, name string, old Facts) (Facts, error) {
+	f := old
+	if c := r.GetCluster(); c != nil {
+		f.Cluster, f.ClusterID = c.Name, clustermesh.ID(c.Id)
+		if len(c.MeshAddresses) > 0 {
+			f.MeshAddresses = c.MeshAddresses
+		}
+		if len(c.CaBundle) > 0 {
+			f.Bundle = string(c.CaBundle)
+		}
+	}
+	if len(r.GetBundle()) > 0 {
+		f.Bundle = string(r.Bundle)
+	}
+	n := r.GetNode()
+	if n == nil {
+		return f, errors.New("the answer has no node")
+	}
+	f.Node, f.Number = name, uint16(n.Number)
+	f.PodPrefixes, f.TunnelAddresses = nil, nil
+	for _, p := range n.PodPrefixes {
+		a, ok := netip.AddrFromSlice(p.Address)
+		prefix := netip.PrefixFrom(a, int(p.Bits))
+		if !ok || !prefix.IsValid() {
+			return f, errors.New("the answer has a malformed pod prefix")
+		}
+		f.PodPrefixes = append(f.PodPrefixes, prefix.Masked())
+	}
+	for _, raw := range n.TunnelAddresses {
+		a, ok := netip.AddrFromSlice(raw)
+		if !ok {
+			return f, errors.New("the answer has a malformed tunnel address")
+		}
+		f.TunnelAddresses = append(f.TunnelAddresses, a)
+	}
+	return f, f.check()
+}
+
+// writeFile replaces path as a whole, mode 0600, durably.
+func writeFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if _, err = f.Write(data); err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if d, err := os.Open(filepath.Dir(path)); err == nil {
+		d.Sync()
+		d.Close()
+	}
+	return nil
+}
