@@ -16,9 +16,9 @@ func netnsFd(h *host) (netns.NsHandle, error) { return netns.GetFromPath(h.netns
 // that hold one of the marks in clear.
 type Capture struct {
 	packets, marked, missed, bytes atomic.Int64
-	marks                  [][]byte
-	fd                     int
-	stop, done             chan struct{}
+	marks                          [][]byte
+	fd                             int
+	stop, done                     chan struct{}
 }
 
 // Capture starts counting. Close it, or the lab does.

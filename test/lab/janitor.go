@@ -113,3 +113,32 @@ func unmountAll(path string) error {
 		}
 	}
 }
+
+// Leftovers names whatever is still there of the lab; after Close it is empty.
+func (l *Lab) Leftovers() []string {
+	var left []string
+	root, _ := cgroupRoot()
+	for _, pattern := range []string{
+		l.Dir, filepath.Join(netnsDir, "tmb-"+l.ID+"-*"), filepath.Join(root, "tombolo-"+l.ID),
+		"/var/run/wireguard/wg" + l.ID + "*",
+	} {
+		m, _ := filepath.Glob(pattern)
+		left = append(left, m...)
+	}
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, l.Dir) || strings.Contains(line, "tmb-"+l.ID) {
+			left = append(left, strings.TrimSpace(line))
+		}
+	}
+	return left
+}
+
+// Find returns the folder of a lab that was kept, by its ID.
+func Find(id string) (dir string, err error) {
+	dir = filepath.Join(os.TempDir(), "tombolo-"+id)
+	if _, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("no lab %q here: %w", id, err)
+	}
+	return dir, nil
+}

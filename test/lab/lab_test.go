@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -29,31 +28,11 @@ func testLab(t *testing.T, opts Options) *Lab {
 		if err := l.Close(); err != nil {
 			t.Errorf("close lab: %v", err)
 		}
-		if left := leftovers(l); len(left) > 0 {
+		if left := l.Leftovers(); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
 	})
 	return l
-}
-
-// leftovers names what is still there of a lab that should be gone.
-func leftovers(l *Lab) []string {
-	var left []string
-	root, _ := cgroupRoot()
-	for _, pattern := range []string{
-		l.Dir, filepath.Join(netnsDir, "tmb-"+l.ID+"-*"), filepath.Join(root, "tombolo-"+l.ID),
-		"/var/run/wireguard/wg" + l.ID + "*",
-	} {
-		m, _ := filepath.Glob(pattern)
-		left = append(left, m...)
-	}
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, l.Dir) || strings.Contains(line, "tmb-"+l.ID) {
-			left = append(left, line)
-		}
-	}
-	return left
 }
 
 // Hosts of two clusters reach each other through the underlay; faults and

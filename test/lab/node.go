@@ -200,3 +200,13 @@ func (n *Node) GetJSON(ctx context.Context, path string, v any) error {
 	}
 	return json.Unmarshal(b, v)
 }
+
+// Dial opens a TCP connection from the node.
+func (n *Node) Dial(ctx context.Context, addr string) (conn net.Conn, err error) {
+	err = n.host.in(func() error {
+		// A literal address needs no resolver, so the socket is made on this thread.
+		conn, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
+		return err
+	})
+	return conn, err
+}

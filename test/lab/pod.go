@@ -3,9 +3,11 @@ package lab
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -115,9 +117,14 @@ func (p *Pod) Main() *Process { return p.main }
 // Netns is the name of the pod's network namespace.
 func (p *Pod) Netns() string { return p.host.name }
 
-// Remove deletes the pod: the object, its process, CNI DEL, the namespace.
+// Retire deletes the pod's object; its process lives on, as in a grace period,
+// until Remove.
+func (p *Pod) Retire() error { return p.node.cluster.Unapply("pod-" + p.Name) }
+
+// Remove ends the pod: the object if it is still there, its process, CNI DEL,
+// the namespace.
 func (p *Pod) Remove(ctx context.Context) error {
-	if err := p.node.cluster.Unapply("pod-" + p.Name); err != nil {
+	if err := p.Retire(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if err := killCgroup(p.host.cgroup); err != nil {

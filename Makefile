@@ -1,0 +1,36 @@
+# Tombolo. Two commands do all the set-up: `make demo` and `make test`.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+BIN      = bin
+PROGRAMS = tombolo tombolo-apiserver tombolo-agent tombolo-cni
+
+.PHONY: build demo test test-race verify bench generate clean help
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the four programs into bin/ (static)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS))
+
+demo: build ## the main job, end to end, on this machine; needs root
+	@$(BIN)/tombolo demo $(DEMO)
+
+test: ## every rung of the test ladder; what needs root is skipped, and counted, without it
+	$(GO) run ./test/runtests ./...
+
+test-race: ## the same under the race detector (needs a C compiler), but for what is only real time
+	$(GO) run ./test/runtests -race ./...
+
+bench: build ## control plane and data plane figures beside bare etcd and a direct connect()
+	$(GO) test ./test/bench -run '^$$' -bench . -benchtime 1x -timeout 30m -v
+
+verify: ## generated code and objects are up to date; format, vet, staticcheck, imports, tidy, known vulnerabilities
+	./.ci/verify
+
+generate: ## protobuf, gRPC and BPF objects; needs protoc and clang-19
+	$(GO) generate ./...
+
+clean: ## remove what was built
+	rm -rf $(BIN)

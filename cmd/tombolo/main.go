@@ -1,0 +1,61 @@
+// Command tombolo is the command line of the mesh: what operators type.
+//
+// Nouns read, verbs change. Data goes to standard output, everything else to
+// standard error. Exit status: 0 done, 1 failed, 2 wrong usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/tombolo-mesh/tombolo/test/lab"
+)
+
+func main() {
+	lab.Janitor()
+	lab.Workload()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	env := environment{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Terminal: isTerminal(os.Stdout)}
+	os.Exit(run(ctx, env))
+}
+
+// environment is everything ambient that a command touches, so that a test can
+// run one in-process.
+type environment struct {
+	Args           []string
+	Stdout, Stderr io.Writer
+	Getenv         func(string) string
+	Terminal       bool // Stdout is a terminal
+}
+
+// usageError is a mistake in what was typed: exit status 2.
+type usageError struct{ error }
+
+func run(ctx context.Context, env environment) int {
+	root := newRoot(env)
+	root.SetArgs(env.Args)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(env.Stderr, "error: "+printable(err.Error()))
+	var usage usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintln(env.Stderr, "run 'tombolo --help' or 'tombolo COMMAND --help' for usage")
+		return 2
+	}
+	return 1
+}
+
+func isTerminal(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeCharDevice != 0
+}
