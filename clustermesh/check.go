@@ -1,0 +1,113 @@
+package clustermesh
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
+)
+
+const maxPortName = 63
+
+// checker collects the first thing that is wrong with a message, so that
+// decoding reads as a list of fields.
+type checker struct{ err error }
+
+func (c *checker) fail(format string, args ...any) {
+	if c.err == nil {
+		c.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (c *checker) check(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+func (c *checker) text(what, s string, most int) {
+	if len(s) > most {
+		c.fail("%s has %d bytes; at most %d are allowed", what, len(s), most)
+	} else if !utf8.ValidString(s) {
+		c.fail("%s %s is not UTF-8", what, quote(s))
+	}
+}
+
+func (c *checker) count(what string, n, most int) {
+	if n > most {
+		c.fail("%d %s; at most %d are allowed", n, what, most)
+	}
+}
+
+// port reads a number of 16 bits that is at least least.
+func (c *checker) port(what string, n uint32, least uint32) uint16 {
+	if n > 1<<16-1 || n < least {
+		c.fail("%s %d is not in %d–65535", what, n, least)
+	}
+	return uint16(n)
+}
+
+func (c *checker) protocol(p pb.Protocol) Protocol {
+	switch p {
+	case pb.Protocol_TCP, pb.Protocol_UDP, pb.Protocol_SCTP:
+	default:
+		c.fail("unknown protocol %d; known are TCP 6, UDP 17, SCTP 132", p)
+	}
+	return Protocol(p)
+}
+
+func (c *checker) clusterID(id uint32) ID {
+	c.check(validateClusterID(id))
+	return ID(id)
+}
+
+func validateClusterID(id uint32) error {
+	if id < 1 || id > uint32(MaxID) {
+		return fmt.Errorf("cluster ID %d is not in 1–%d", id, MaxID)
+	}
+	return nil
+}
+
+// addr reads 4 or 16 bytes. A v4-mapped address is refused: IPv4 has one
+// spelling, of 4 bytes.
+func (c *checker) addr(what string, b []byte) netip.Addr {
+	a, ok := netip.AddrFromSlice(b)
+	switch {
+	case !ok:
+		c.fail("%s: an address of %d bytes; it should have 4 or 16", what, len(b))
+	case a.Is4In6():
+		c.fail("%s: %v is IPv4 in 16 bytes; it should have 4", what, a)
+	}
+	return a
+}
+
+func (c *checker) addrs(what string, list [][]byte) []netip.Addr {
+	if c.count(what, len(list), maxAddrs); len(list) == 0 || c.err != nil {
+		return nil
+	}
+	out := make([]netip.Addr, len(list))
+	for i, b := range list {
+		out[i] = c.addr(what, b)
+	}
+	return out
+}
+
+func (c *checker) names(what string, list []string, in *interner) []string {
+	if c.count(what, len(list), maxNames); len(list) == 0 || c.err != nil {
+		return nil
+	}
+	out := make([]string, len(list))
+	for i, s := range list {
+		c.text(what, s, maxText)
+		out[i] = in.string(s)
+	}
+	return out
+}
+
+// cutName splits at the first slash of a name that has been validated.
+func cutName(s string) (first, rest string) {
+	first, rest, _ = strings.Cut(s, "/")
+	return first, rest
+}
