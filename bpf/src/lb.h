@@ -63,17 +63,15 @@ __noinline int tmb_walk(struct tmb_draw *d, __u64 service, __u32 cluster, __u32 
 {
 	struct tmb_slot_key key = {.service = service, .cluster = cluster};
 	struct tmb_slot *slot;
-	__u32 i, at;
+	__u32 i, start;
 
 	if (!d || !count)
 		return 0;
-	at = tmb_random(d, count);
+	start = tmb_random(d, count);
 	for (i = 0; i < TMB_MAX_WALK; i++) {
 		if (i >= count)
 			break;
-		key.slot = at;
-		if (++at >= count)
-			at = 0;
+		key.slot = (start + i) % count;
 		slot = bpf_map_lookup_elem(&tmb_slots_1, &key);
 		if (!slot)
 			continue;
@@ -93,51 +91,62 @@ __noinline int tmb_walk(struct tmb_draw *d, __u64 service, __u32 cluster, __u32 
 	return 0;
 }
 
-/* The groups of a tier that may be drawn, as bits. */
-__noinline int tmb_candidates(struct tmb_service *svc, struct tmb_draw *d, __u32 first, __u32 groups)
+/* May group i be drawn? 0 or 1. By itself, so that the loop below has one path
+ * for the verifier, not one for each set of groups; likewise tmb_weight. */
+__noinline int tmb_candidate(struct tmb_service *svc, struct tmb_draw *d, __u32 i)
 {
+	struct tmb_group *g;
+
+	if (!svc || !d || i >= TMB_MAX_GROUPS)
+		return 0;
+	g = &svc->groups[i];
+	if (!g->count || !g->weight != !!d->zero)
+		return 0;
+	return d->blind || !tmb_cluster_down(g->cluster);
+}
+
+/* The groups of a tier that may be drawn, as bits. */
+static __always_inline __u32 tmb_candidates(struct tmb_service *svc, struct tmb_draw *d, __u32 tier)
+{
+	__u32 first = svc->tiers[tier].first, groups = svc->tiers[tier].groups;
 	__u32 i, mask = 0;
 
-	if (!svc || !d)
-		return 0;
 	for (i = 0; i < TMB_MAX_GROUPS; i++) {
-		struct tmb_group *g = &svc->groups[i];
-
-		if (i < first || i - first >= groups || !g->count)
-			continue;
-		if (!g->weight != !!d->zero)
-			continue;
-		if (!d->blind && tmb_cluster_down(g->cluster))
-			continue;
-		mask |= 1U << i;
+		if (i >= groups)
+			break;
+		mask |= (__u32)tmb_candidate(svc, d, first + i) << ((first + i) & 31);
 	}
 	return mask;
 }
 
-/* One of the groups in mask, by weight; evenly if they have none. -1: mask is empty. */
+/* The weight group i has in a draw among those in mask; 1 each if they have none. */
+__noinline int tmb_weight(struct tmb_service *svc, __u32 i, __u32 mask, __u32 zero)
+{
+	if (!svc || i >= TMB_MAX_GROUPS || !(mask & (1U << i)))
+		return 0;
+	return zero ? 1 : svc->groups[i].weight;
+}
+
+/* One of the groups in mask. TMB_MAX_GROUPS: mask is empty. */
 __noinline int tmb_draw_group(struct tmb_service *svc, struct tmb_draw *d, __u32 mask)
 {
 	__u32 i, sum = 0, r;
 
 	if (!svc || !d)
-		return -1;
+		return TMB_MAX_GROUPS;
 	for (i = 0; i < TMB_MAX_GROUPS; i++)
-		if (mask & (1U << i))
-			sum += d->zero ? 1 : svc->groups[i].weight;
+		sum += tmb_weight(svc, i, mask, d->zero);
 	if (!sum)
-		return -1;
+		return TMB_MAX_GROUPS;
 	r = tmb_random(d, sum);
 	for (i = 0; i < TMB_MAX_GROUPS; i++) {
-		__u32 w;
+		__u32 w = tmb_weight(svc, i, mask, d->zero);
 
-		if (!(mask & (1U << i)))
-			continue;
-		w = d->zero ? 1 : svc->groups[i].weight;
 		if (r < w)
 			return i;
 		r -= w;
 	}
-	return -1;
+	return TMB_MAX_GROUPS;
 }
 
 /* All groups of one tier, in drawn order, until one gives a backend. */
@@ -147,7 +156,7 @@ __noinline int tmb_try_tier(struct tmb_service *svc, struct tmb_draw *d, __u32 t
 
 	if (!svc || !d || tier >= TMB_MAX_TIERS)
 		return 0;
-	mask = tmb_candidates(svc, d, svc->tiers[tier].first, svc->tiers[tier].groups);
+	mask = tmb_candidates(svc, d, tier);
 	for (i = 0; i < TMB_MAX_GROUPS; i++) {
 		__u32 g;
 
