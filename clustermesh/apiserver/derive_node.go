@@ -1,0 +1,248 @@
+package apiserver
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// LabelGateway on a Node makes it a gateway of the cluster.
+const LabelGateway = "tombolo.io/gateway"
+
+func (d *deriver) setNode(name string, node *corev1.Node, at clustermesh.Origin) {
+	d.nodesMoved = true
+	if node == nil {
+		delete(d.nodes, name)
+	} else {
+		d.nodes[name] = &nodeState{node: node}
+	}
+	d.touchNode(name, at)
+}
+
+// touchNode: a node's number, zone and tunnel addresses are in what its pods yield.
+func (d *deriver) touchNode(name string, at clustermesh.Origin) {
+	d.touch(nodeUnit(name), at)
+	for pod, st := range d.podsByNode[name] {
+		d.touch(podUnit(pod), at)
+		d.touchServicesOf(st, at)
+	}
+	for svc, slices := range d.given {
+		for _, s := range slices {
+			if sliceNames(s, name) {
+				d.touch(serviceUnit(svc), at)
+			}
+		}
+	}
+}
+
+// shareOut gives each node its prefixes. Of two nodes that claim one address the
+// first by name has it; the other has none and is a problem.
+func (d *deriver) shareOut() {
+	if !d.nodesMoved {
+		return
+	}
+	d.nodesMoved = false
+	taken := newPrefixOwners()
+	for _, name := range slices.Sorted(maps.Keys(d.nodes)) {
+		n := d.nodes[name]
+		prefixes, problem := d.nodePrefixes(name, n.node, taken)
+		if !slices.Equal(prefixes, n.prefixes) {
+			// Others than this node may change hands with it.
+			for at := range d.oldest(name) {
+				d.touchNode(name, at)
+			}
+			n.prefixes, n.tunnel = prefixes, nil
+			for _, p := range prefixes {
+				n.tunnel = append(n.tunnel, tunnelAddress(p))
+			}
+		}
+		if (n.problem == nil) != (problem == nil) || (problem != nil && *problem != *n.problem) {
+			n.problem = problem
+			for at := range d.oldest(name) {
+				d.touch(nodeUnit(name), at)
+			}
+		}
+	}
+}
+
+// oldest yields the origin for what a change of other nodes makes of this one.
+func (d *deriver) oldest(name string) func(func(clustermesh.Origin) bool) {
+	return func(yield func(clustermesh.Origin) bool) {
+		var at clustermesh.Origin
+		for _, o := range d.dirty {
+			if at == 0 || o < at {
+				at = o
+			}
+		}
+		if o, ok := d.dirty[nodeUnit(name)]; ok {
+			at = o
+		}
+		yield(at)
+	}
+}
+
+// nodePrefixes reads spec.podCIDRs. One bad prefix refuses all of the node.
+func (d *deriver) nodePrefixes(name string, node *corev1.Node, taken *prefixOwners) ([]netip.Prefix, *Problem) {
+	refuse := func(why, fix string, args ...any) *Problem {
+		return &Problem{Object: "Node " + name, What: "has no pod prefixes", Why: fmt.Sprintf(why, args...), Fix: fix}
+	}
+	cidrs := node.Spec.PodCIDRs
+	if len(cidrs) == 0 && node.Spec.PodCIDR != "" {
+		cidrs = []string{node.Spec.PodCIDR}
+	}
+	if len(cidrs) == 0 {
+		return nil, refuse("spec.podCIDRs is empty", "give the node one prefix of each family it has pods of")
+	}
+	var prefixes []netip.Prefix
+	for _, text := range cidrs {
+		p, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil:
+			return nil, refuse("spec.podCIDRs holds %q, which is no prefix", "write it as 10.1.2.0/24", printable(text))
+		case p != p.Masked():
+			return nil, refuse("spec.podCIDRs holds %s, which has bits set beyond its length", "write it as "+p.Masked().String(), p)
+		case p.Addr().BitLen()-p.Bits() < 2:
+			return nil, refuse("%s has no room for a tunnel address and a pod", "give it a wider prefix", p)
+		case !within(d.cfg.Bound, p):
+			return nil, refuse("%s is outside the cluster's pod prefixes %v", "correct spec.podCIDRs or --pod-prefix", p, d.cfg.Bound)
+		}
+		if other := taken.overlap(p); other != "" {
+			return nil, refuse("%s overlaps the prefix of Node %s", "give each node a prefix of its own", p, other)
+		}
+		prefixes = append(prefixes, p)
+	}
+	for i, p := range prefixes {
+		for _, q := range prefixes[:i] {
+			if p.Overlaps(q) {
+				return nil, refuse("its prefixes %s and %s overlap", "give each prefix once", q, p)
+			}
+		}
+	}
+	for _, p := range prefixes {
+		taken.add(p, name)
+	}
+	return prefixes, nil
+}
+
+// within: does one of bound hold all of p? No bound holds everything.
+func within(bound []netip.Prefix, p netip.Prefix) bool {
+	return len(bound) == 0 || slices.ContainsFunc(bound, func(b netip.Prefix) bool {
+		return b.Bits() <= p.Bits() && b.Contains(p.Addr())
+	})
+}
+
+// tunnelAddress is the first host address of a pod prefix: the node's own.
+func tunnelAddress(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
+
+// prefixOwners finds overlaps without comparing each with each.
+type prefixOwners struct {
+	byPrefix map[netip.Prefix]string
+	bits     map[int]bool // lengths seen
+}
+
+func newPrefixOwners() *prefixOwners {
+	return &prefixOwners{byPrefix: make(map[netip.Prefix]string), bits: make(map[int]bool)}
+}
+
+func (o *prefixOwners) add(p netip.Prefix, owner string) {
+	o.byPrefix[p], o.bits[p.Bits()] = owner, true
+}
+
+// overlap is the owner of a prefix that shares an address with p, "" = none.
+func (o *prefixOwners) overlap(p netip.Prefix) string {
+	inside := false
+	for bits := range o.bits {
+		if bits > p.Bits() {
+			inside = true
+			continue
+		}
+		if up, err := p.Addr().Prefix(bits); err == nil {
+			if owner, ok := o.byPrefix[up]; ok {
+				return owner
+			}
+		}
+	}
+	if !inside {
+		return ""
+	}
+	found := ""
+	for q, owner := range o.byPrefix {
+		if p.Overlaps(q) && (found == "" || owner < found) {
+			found = owner
+		}
+	}
+	return found
+}
+
+// nodeOf is the node whose prefix holds an address; nil = none.
+func (d *deriver) nodeOf(a netip.Addr) *nodeState {
+	for _, n := range d.nodes {
+		for _, p := range n.prefixes {
+			if p.Contains(a) {
+				return n
+			}
+		}
+	}
+	return nil
+}
+
+// nodeRecord is a node as it is published, and as it is answered at registration.
+func (d *deriver) nodeRecord(name string, at clustermesh.Origin) *clustermesh.Node {
+	n := d.nodes[name]
+	if n == nil {
+		return nil
+	}
+	r := &clustermesh.Node{
+		Name:            name,
+		Number:          d.cfg.NodeNumber(name),
+		TunnelAddresses: n.tunnel,
+		PodPrefixes:     n.prefixes,
+		Gateway:         n.node.Labels[LabelGateway] == "true",
+		Zone:            n.node.Labels[corev1.LabelTopologyZone],
+		Origin:          at,
+	}
+	if c := d.nodeClaims[name]; c != nil {
+		r.UnderlayAddresses = c.underlay
+		r.WireGuardKey, r.WireGuardEndpoint = c.key, c.endpoint
+		return r
+	}
+	r.UnderlayAddresses = nodeAddresses(n.node)
+	return r
+}
+
+// nodeAddresses are the addresses the source knows a node by.
+func nodeAddresses(node *corev1.Node) []netip.Addr {
+	var all []netip.Addr
+	for _, a := range node.Status.Addresses {
+		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			all = append(all, addr.Unmap())
+		}
+	}
+	return all
+}
+
+func (d *deriver) deriveNode(name string, y *yield) {
+	n := d.nodes[name]
+	if n == nil {
+		return
+	}
+	if n.problem != nil {
+		y.problem(*n.problem)
+	}
+	r := d.nodeRecord(name, y.at)
+	if r.Number == 0 || len(r.PodPrefixes) == 0 {
+		// Not without a number, and not without the prefixes it had: a node whose
+		// prefixes are refused keeps what was published of it.
+		key := d.key(clustermesh.ScopeExport, &clustermesh.Node{Name: name})
+		if d.cfg.Stored(key) != nil {
+			y.keep(key)
+		}
+		return
+	}
+	y.put(clustermesh.ScopeExport, r, "Node "+name)
+}

@@ -1,0 +1,258 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// setService takes a Service. One that cannot be right is refused as a whole:
+// the one before stays in force, or what the store holds.
+func (d *deriver) setService(name objectName, svc *corev1.Service, at clustermesh.Origin) {
+	d.touch(serviceUnit(name), at)
+	old := d.services[name]
+	if svc == nil {
+		if old != nil {
+			d.unindexService(name, old)
+			delete(d.services, name)
+		}
+		return
+	}
+	if err := validateService(svc); err != nil {
+		st := old
+		if st == nil {
+			st = &serviceState{refused: true}
+			d.services[name] = st
+		}
+		st.problem = &Problem{
+			Object: Ref{KindService, name.Namespace, name.Name}.String(), What: "refused", Why: printable(err.Error()),
+			Fix: "correct the Service; until then the last good one stays in force",
+		}
+		return
+	}
+	if old != nil {
+		d.unindexService(name, old)
+	}
+	st := &serviceState{svc: svc}
+	if len(svc.Spec.Selector) > 0 {
+		st.selector = labels.SelectorFromValidatedSet(svc.Spec.Selector)
+		for k, v := range svc.Spec.Selector {
+			st.pairs = append(st.pairs, labelRef{name.Namespace, k, v})
+		}
+		slices.SortFunc(st.pairs, func(a, b labelRef) int {
+			return strings.Compare(a.key+"="+a.value, b.key+"="+b.value)
+		})
+		put(d.selects, st.pairs[0], name, st)
+	}
+	d.services[name] = st
+}
+
+func (d *deriver) unindexService(name objectName, st *serviceState) {
+	if len(st.pairs) > 0 {
+		remove(d.selects, st.pairs[0], name)
+	}
+}
+
+// touchServicesOf makes the services dirty that select a pod.
+func (d *deriver) touchServicesOf(pod *podState, at clustermesh.Origin) {
+	set := labels.Set(pod.pod.Labels)
+	for k, v := range pod.pod.Labels {
+		for name, svc := range d.selects[labelRef{pod.pod.Namespace, k, v}] {
+			if svc.selector.Matches(set) {
+				d.touch(serviceUnit(name), at)
+			}
+		}
+	}
+}
+
+// podsOf are the pods a service selects, through the rarest pair of its selector.
+func (d *deriver) podsOf(st *serviceState) []objectName {
+	if st.selector == nil {
+		return nil
+	}
+	rarest := d.podsByLabel[st.pairs[0]]
+	for _, pair := range st.pairs[1:] {
+		if m := d.podsByLabel[pair]; len(m) < len(rarest) {
+			rarest = m
+		}
+	}
+	var pods []objectName
+	for name, pod := range rarest {
+		if st.selector.Matches(labels.Set(pod.pod.Labels)) {
+			pods = append(pods, name)
+		}
+	}
+	return pods
+}
+
+// validateService reports the first thing in a Service that cannot be right and
+// that a kube-apiserver would refuse.
+func validateService(svc *corev1.Service) error {
+	names := make(map[string]bool)
+	numbers := make(map[string]bool)
+	for i, p := range svc.Spec.Ports {
+		at := fmt.Sprintf("spec.ports[%d]", i)
+		proto, err := protocolOf(p.Protocol)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", at, err)
+		case p.Port < 1 || p.Port > 65535:
+			return fmt.Errorf("%s: port %d is not between 1 and 65535", at, p.Port)
+		case p.NodePort < 0 || p.NodePort > 65535:
+			return fmt.Errorf("%s: nodePort %d is not between 1 and 65535", at, p.NodePort)
+		case p.TargetPort.Type == intstr.Int && (p.TargetPort.IntVal < 0 || p.TargetPort.IntVal > 65535):
+			return fmt.Errorf("%s: targetPort %d is not between 1 and 65535", at, p.TargetPort.IntVal)
+		case p.Name == "" && len(svc.Spec.Ports) > 1:
+			return fmt.Errorf("%s: has no name; each of several ports needs one", at)
+		case names[p.Name]:
+			return fmt.Errorf("%s: the name %q is used twice", at, p.Name)
+		}
+		names[p.Name] = true
+		number := fmt.Sprintf("%d/%d", p.Port, proto)
+		if numbers[number] {
+			return fmt.Errorf("%s: port %d is given twice for one protocol", at, p.Port)
+		}
+		numbers[number] = true
+	}
+	for _, text := range clusterIPs(svc) {
+		if _, err := netip.ParseAddr(text); err != nil {
+			return fmt.Errorf("spec.clusterIPs: %q is no address", text)
+		}
+	}
+	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		if n := *c.ClientIP.TimeoutSeconds; n < 1 || n > 86400 {
+			return fmt.Errorf("spec.sessionAffinityConfig: %d seconds is not between 1 and 86400", n)
+		}
+	}
+	switch svc.Spec.SessionAffinity {
+	case "", corev1.ServiceAffinityNone, corev1.ServiceAffinityClientIP:
+	default:
+		return fmt.Errorf("spec.sessionAffinity: %q is not one of None, ClientIP", svc.Spec.SessionAffinity)
+	}
+	return nil
+}
+
+// clusterIPs are the addresses of a Service; none if it is headless.
+func clusterIPs(svc *corev1.Service) []string {
+	ips := svc.Spec.ClusterIPs
+	if len(ips) == 0 && svc.Spec.ClusterIP != "" {
+		ips = []string{svc.Spec.ClusterIP}
+	}
+	return slices.DeleteFunc(slices.Clone(ips), func(s string) bool { return s == "" || s == corev1.ClusterIPNone })
+}
+
+// deriveService yields a service record and its slices, both in one scope.
+func (d *deriver) deriveService(name objectName, y *yield) {
+	st := d.services[name]
+	if st == nil {
+		return
+	}
+	if st.problem != nil {
+		y.problem(*st.problem)
+	}
+	if st.svc == nil {
+		d.keepService(name, y)
+		return
+	}
+	if st.svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return // a name in DNS, nothing to balance
+	}
+	object := Ref{KindService, name.Namespace, name.Name}.String()
+	r := serviceRecord(name, st.svc)
+	settings, warnings, err := ParseAnnotations(d.cfg.Cluster, st.svc.Annotations)
+	if err != nil {
+		y.problem(Problem{Object: object, What: "its annotations are refused", Why: printable(err.Error()),
+			Fix: "correct the annotation; until then the last good setting stays in force"})
+		settings = d.storedSettings(name)
+	}
+	for _, w := range warnings {
+		y.problem(Problem{Object: object, What: "an annotation has no effect", Why: w, Fix: "correct or remove it"})
+	}
+	settings.into(r)
+	r.Origin = y.at
+	scope := clustermesh.ScopeLocal
+	if settings.exported() {
+		scope = clustermesh.ScopeExport
+	}
+	y.put(scope, r, object)
+	for _, slice := range d.slices(name, st, scope, y) {
+		slice.Origin = y.at
+		y.put(scope, slice, object)
+	}
+}
+
+// keepService leaves all that the store holds of a service.
+func (d *deriver) keepService(name objectName, y *yield) {
+	for _, scope := range []clustermesh.Scope{clustermesh.ScopeExport, clustermesh.ScopeLocal} {
+		key := d.key(scope, &clustermesh.Service{Name: clustermesh.ServiceName(name)})
+		if d.cfg.Stored(key) != nil {
+			y.keep(key)
+		}
+		for _, slice := range d.cfg.StoredUnder(clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice) + name.String() + "/") {
+			y.keep(slice)
+		}
+	}
+}
+
+// storedSettings are the last good ones: those of the record in the store.
+func (d *deriver) storedSettings(name objectName) Settings {
+	for _, scope := range []clustermesh.Scope{clustermesh.ScopeExport, clustermesh.ScopeLocal} {
+		key := clustermesh.KeyOf(scope, d.cfg.Cluster, &clustermesh.Service{Name: clustermesh.ServiceName(name)})
+		value := d.cfg.Stored(key.String())
+		if value == nil {
+			continue
+		}
+		if r, err := clustermesh.Decode(key, value); err == nil {
+			if s, ok := r.(*clustermesh.Service); ok {
+				return settingsOf(s)
+			}
+		}
+	}
+	return Settings{Shared: true}
+}
+
+func settingsOf(r *clustermesh.Service) Settings {
+	return Settings{
+		Global: r.Global, Shared: r.Shared, Affinity: r.Affinity, Failover: r.Failover,
+		Weight: r.Weight, HasWeight: r.HasWeight, MinHealthy: r.MinHealthy,
+	}
+}
+
+func (s Settings) into(r *clustermesh.Service) {
+	r.Global, r.Shared = s.Global, s.Shared
+	r.Affinity, r.Failover, r.MinHealthy = s.Affinity, s.Failover, s.MinHealthy
+	r.Weight, r.HasWeight = s.Weight, s.HasWeight
+}
+
+// serviceRecord is a valid Service as a record, without what annotations say.
+func serviceRecord(name objectName, svc *corev1.Service) *clustermesh.Service {
+	r := &clustermesh.Service{
+		Name:            clustermesh.ServiceName(name),
+		Headless:        svc.Spec.ClusterIP == corev1.ClusterIPNone,
+		PublishNotReady: svc.Spec.PublishNotReadyAddresses,
+	}
+	for _, p := range svc.Spec.Ports {
+		proto, _ := protocolOf(p.Protocol)
+		r.Ports = append(r.Ports, clustermesh.Port{Name: p.Name, Protocol: proto, Port: uint16(p.Port), NodePort: uint16(p.NodePort)})
+	}
+	for _, text := range clusterIPs(svc) {
+		if a, err := netip.ParseAddr(text); err == nil {
+			r.Frontends = append(r.Frontends, a.Unmap())
+		}
+	}
+	if svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		r.SessionAffinity = 3 * time.Hour // what Kubernetes sets if nothing is said
+		if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+			r.SessionAffinity = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+		}
+	}
+	return r
+}

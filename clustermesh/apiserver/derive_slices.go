@@ -1,0 +1,343 @@
+package apiserver
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// maxSlice is how many endpoints one slice holds.
+const maxSlice = 100
+
+// slices are those of a service: the given ones, or else derived ones.
+func (d *deriver) slices(name objectName, st *serviceState, scope clustermesh.Scope, y *yield) []*clustermesh.EndpointSlice {
+	if len(d.given[name]) > 0 {
+		return d.givenSlices(name, scope, y)
+	}
+	return d.derivedSlices(name, st)
+}
+
+// derivedSlices puts the pods a service selects into slices: one family and one
+// set of port numbers each.
+func (d *deriver) derivedSlices(name objectName, st *serviceState) []*clustermesh.EndpointSlice {
+	type group struct {
+		ports     []clustermesh.Port
+		endpoints []clustermesh.Endpoint
+	}
+	groups := make(map[string]*group)
+	v4, v6 := families(st.svc)
+	for _, podName := range d.podsOf(st) {
+		pod := d.pods[podName].pod
+		addrs, ready := d.podAddresses(podName, pod)
+		if len(addrs) == 0 {
+			continue
+		}
+		ports, base := targetPorts(st.svc, pod)
+		if len(ports) == 0 && len(st.svc.Spec.Ports) > 0 {
+			continue // none of the named ports exists in this pod
+		}
+		terminating := pod.DeletionTimestamp != nil
+		for _, a := range addrs {
+			family := "v4-"
+			if a.Is6() {
+				family = "v6-"
+			}
+			if (a.Is4() && !v4) || (a.Is6() && !v6) {
+				continue
+			}
+			g := groups[family+base]
+			if g == nil {
+				g = &group{ports: ports}
+				groups[family+base] = g
+			}
+			g.endpoints = append(g.endpoints, clustermesh.Endpoint{
+				Address:     a,
+				Node:        d.cfg.NodeNumber(pod.Spec.NodeName),
+				Zone:        d.zone(pod.Spec.NodeName),
+				Ready:       (ready || st.svc.Spec.PublishNotReadyAddresses) && !terminating,
+				Serving:     ready,
+				Terminating: terminating,
+			})
+		}
+	}
+	var out []*clustermesh.EndpointSlice
+	for _, base := range slices.Sorted(maps.Keys(groups)) {
+		g := groups[base]
+		out = appendSlices(out, name, base, g.ports, g.endpoints)
+	}
+	return out
+}
+
+func (d *deriver) zone(node string) string {
+	if n := d.nodes[node]; n != nil {
+		return n.node.Labels[corev1.LabelTopologyZone]
+	}
+	return ""
+}
+
+// families are those a Service has, by what it says or by its addresses; both if
+// it says nothing.
+func families(svc *corev1.Service) (v4, v6 bool) {
+	for _, f := range svc.Spec.IPFamilies {
+		v4, v6 = v4 || f == corev1.IPv4Protocol, v6 || f == corev1.IPv6Protocol
+	}
+	if v4 || v6 {
+		return v4, v6
+	}
+	for _, text := range clusterIPs(svc) {
+		if a, err := netip.ParseAddr(text); err == nil {
+			v4, v6 = v4 || a.Unmap().Is4(), v6 || a.Unmap().Is6()
+		}
+	}
+	if v4 || v6 {
+		return v4, v6
+	}
+	return true, true
+}
+
+// targetPorts resolves the ports of a service in a pod, and a name for the
+// outcome: the numbers, since pods that agree on them share slices.
+func targetPorts(svc *corev1.Service, pod *corev1.Pod) ([]clustermesh.Port, string) {
+	var ports []clustermesh.Port
+	var name strings.Builder
+	for i, p := range svc.Spec.Ports {
+		if i > 0 {
+			name.WriteByte('.')
+		}
+		proto, _ := protocolOf(p.Protocol)
+		number, ok := uint16(p.Port), true
+		if p.TargetPort != (intstr.IntOrString{}) {
+			number, ok = resolvePort(p.TargetPort, cmp.Or(p.Protocol, corev1.ProtocolTCP), pod.Spec.Containers)
+		}
+		if !ok {
+			name.WriteByte('0')
+			continue
+		}
+		name.WriteString(strconv.Itoa(int(number)))
+		ports = append(ports, clustermesh.Port{Name: p.Name, Protocol: proto, Port: number})
+	}
+	if name.Len() > 40 {
+		h := fnv.New64a()
+		h.Write([]byte(name.String()))
+		return ports, fmt.Sprintf("x%016x", h.Sum64())
+	}
+	return ports, cmp.Or(name.String(), "0")
+}
+
+// appendSlices splits endpoints into slices of at most maxSlice. Which slice an
+// endpoint is in depends on the hash of its address and on how many others share
+// its first bits, not on the order in which they came: a change of one endpoint
+// rewrites one slice, save where a slice grows beyond the limit and splits in two.
+func appendSlices(out []*clustermesh.EndpointSlice, name objectName, base string, ports []clustermesh.Port, endpoints []clustermesh.Endpoint) []*clustermesh.EndpointSlice {
+	slices.SortFunc(endpoints, func(a, b clustermesh.Endpoint) int { return a.Address.Compare(b.Address) })
+	endpoints = slices.CompactFunc(endpoints, func(a, b clustermesh.Endpoint) bool { return a.Address == b.Address })
+	var split func(eps []clustermesh.Endpoint, bits string)
+	split = func(eps []clustermesh.Endpoint, bits string) {
+		if len(eps) <= maxSlice || len(bits) == 64 {
+			for i := 0; len(eps) > 0; i++ {
+				n := min(len(eps), maxSlice)
+				slice := base
+				if bits != "" {
+					slice += "." + bits
+				}
+				if i > 0 { // 64 bits of hash were not enough: it cannot be, but nothing may be lost
+					slice += "." + strconv.Itoa(i)
+				}
+				out = append(out, &clustermesh.EndpointSlice{
+					Name:  clustermesh.SliceName{Service: clustermesh.ServiceName(name), Slice: slice},
+					Ports: ports, Endpoints: eps[:n:n],
+				})
+				eps = eps[n:]
+			}
+			return
+		}
+		var halves [2][]clustermesh.Endpoint
+		for _, e := range eps {
+			bit := addressHash(e.Address) >> (63 - len(bits)) & 1
+			halves[bit] = append(halves[bit], e)
+		}
+		split(halves[0], bits+"0")
+		split(halves[1], bits+"1")
+	}
+	split(endpoints, "")
+	return out
+}
+
+// addressHash spreads neighbouring addresses evenly. It is part of how keys are
+// named: another one would rename every slice of a large service.
+func addressHash(a netip.Addr) uint64 {
+	b := a.As16()
+	h := fnv.New64a()
+	h.Write(b[:])
+	x := h.Sum64()
+	x ^= x >> 33
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	x *= 0xc4ceb9fe1a85ec53
+	x ^= x >> 33
+	return x
+}
+
+func sliceNames(s *discoveryv1.EndpointSlice, node string) bool {
+	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool { return e.NodeName != nil && *e.NodeName == node })
+}
+
+// setSlice takes a given EndpointSlice; it belongs to the service of its label.
+func (d *deriver) setSlice(name objectName, s *discoveryv1.EndpointSlice, at clustermesh.Origin) {
+	if svc, had := d.givenOf[name]; had {
+		remove(d.given, svc, name.Name)
+		delete(d.givenOf, name)
+		d.touch(serviceUnit(svc), at)
+	}
+	if s == nil {
+		return
+	}
+	svc := objectName{name.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+	d.givenOf[name] = svc
+	put(d.given, svc, name.Name, s)
+	d.touch(serviceUnit(svc), at)
+}
+
+// givenSlices are the EndpointSlices somebody wrote for a service. One with an
+// address that cannot be right is refused: what was published of it stays.
+func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield) []*clustermesh.EndpointSlice {
+	var out []*clustermesh.EndpointSlice
+	for _, sliceName := range slices.Sorted(maps.Keys(d.given[name])) {
+		s := d.given[name][sliceName]
+		ports, endpoints, err := d.readSlice(s)
+		if err != nil {
+			y.problem(Problem{
+				Object: Ref{KindEndpointSlice, name.Namespace, sliceName}.String(), What: "refused", Why: printable(err.Error()),
+				Fix: "correct the EndpointSlice; until then what was published of it stays in force",
+			})
+			d.keepSlice(name, sliceName, scope, y)
+			continue
+		}
+		out = appendSlices(out, name, sliceName, ports, endpoints)
+	}
+	return out
+}
+
+// keepSlice leaves what the store holds of a given slice and its parts.
+func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Scope, y *yield) {
+	first := clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice) + name.String() + "/" + slice
+	for _, key := range d.cfg.StoredUnder(first) {
+		rest := strings.TrimPrefix(key, first)
+		if bits, part := strings.CutPrefix(rest, "."); rest == "" || (part && strings.Trim(bits, "01") == "") {
+			y.keep(key)
+		}
+	}
+}
+
+func (d *deriver) readSlice(s *discoveryv1.EndpointSlice) ([]clustermesh.Port, []clustermesh.Endpoint, error) {
+	var ports []clustermesh.Port
+	for i, p := range s.Ports {
+		var proto corev1.Protocol
+		if p.Protocol != nil {
+			proto = *p.Protocol
+		}
+		number, err := protocolOf(proto)
+		if err != nil {
+			return nil, nil, fmt.Errorf("ports[%d]: %w", i, err)
+		}
+		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
+			return nil, nil, fmt.Errorf("ports[%d]: the port is missing or not between 1 and 65535", i)
+		}
+		port := clustermesh.Port{Protocol: number, Port: uint16(*p.Port)}
+		if p.Name != nil {
+			port.Name = *p.Name
+		}
+		ports = append(ports, port)
+	}
+	var endpoints []clustermesh.Endpoint
+	for i, e := range s.Endpoints {
+		if len(e.Addresses) == 0 {
+			return nil, nil, fmt.Errorf("endpoints[%d] has no address", i)
+		}
+		// Further addresses of one endpoint are, by Kubernetes' own word, the same
+		// pod again: the first one counts.
+		ep, err := d.readEndpoint(s.AddressType, e)
+		if err != nil {
+			return nil, nil, fmt.Errorf("endpoints[%d]: %w", i, err)
+		}
+		endpoints = append(endpoints, ep)
+	}
+	return ports, endpoints, nil
+}
+
+func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.Endpoint) (clustermesh.Endpoint, error) {
+	a, err := netip.ParseAddr(e.Addresses[0])
+	if err != nil || a.Zone() != "" {
+		return clustermesh.Endpoint{}, fmt.Errorf("%q is no address", e.Addresses[0])
+	}
+	a = a.Unmap()
+	if (family == discoveryv1.AddressTypeIPv4 && !a.Is4()) || (family == discoveryv1.AddressTypeIPv6 && !a.Is6()) || family == discoveryv1.AddressTypeFQDN {
+		return clustermesh.Endpoint{}, fmt.Errorf("%s is not of the slice's address type %s", a, family)
+	}
+	n := d.nodeOf(a)
+	if n == nil {
+		// An endpoint on its node's network is reached by the tunnel address.
+		if n, a = d.hostEndpoint(a); n == nil {
+			return clustermesh.Endpoint{}, fmt.Errorf("%s is outside the cluster's pod prefixes %v and is no node's own address", e.Addresses[0], d.podPrefixes())
+		}
+	}
+	ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+	ep := clustermesh.Endpoint{
+		Address: a, Node: d.cfg.NodeNumber(n.node.Name), Zone: n.node.Labels[corev1.LabelTopologyZone],
+		Ready: ready, Serving: ready, Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
+	}
+	if e.Conditions.Serving != nil {
+		ep.Serving = *e.Conditions.Serving
+	}
+	if e.Zone != nil {
+		ep.Zone = *e.Zone
+	}
+	return ep, nil
+}
+
+// hostEndpoint finds the node that has address a itself, and the tunnel address
+// of the same family that stands for it.
+func (d *deriver) hostEndpoint(a netip.Addr) (*nodeState, netip.Addr) {
+	for _, name := range slices.Sorted(maps.Keys(d.nodes)) {
+		n := d.nodes[name]
+		own := nodeAddresses(n.node)
+		if c := d.nodeClaims[name]; c != nil {
+			own = append(own, c.underlay...)
+		}
+		if !slices.Contains(own, a) {
+			continue
+		}
+		for _, t := range n.tunnel {
+			if t.Is4() == a.Is4() {
+				return n, t
+			}
+		}
+	}
+	return nil, a
+}
+
+// podPrefixes bound the cluster's addresses: as configured, or the nodes' own.
+func (d *deriver) podPrefixes() []netip.Prefix {
+	if len(d.cfg.Bound) > 0 {
+		return d.cfg.Bound
+	}
+	var all []netip.Prefix
+	for _, n := range d.nodes {
+		all = append(all, n.prefixes...)
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	return all
+}
