@@ -26,6 +26,12 @@ var ErrUnknownCluster = errors.New("no CA bundle for that cluster here")
 // ErrExpired: the certificate was good, and its time is over.
 var ErrExpired = errors.New("certificate expired")
 
+// ErrNotYetValid: the certificate's time has not begun: one of the clocks is wrong.
+var ErrNotYetValid = errors.New("certificate not valid yet")
+
+// ErrOtherCA: the chain does not lead to the CA it should.
+var ErrOtherCA = errors.New("another CA")
+
 // Bundles holds the trust anchors of each cluster. It is safe for concurrent use.
 type Bundles struct {
 	mu       sync.Mutex
@@ -203,8 +209,15 @@ func VerifyPinned(fingerprint string, rawCerts [][]byte, now time.Time) (Name, *
 	if len(rest) > 0 {
 		got = Fingerprint(rest[len(rest)-1])
 	}
-	return Name{}, nil, fmt.Errorf("the server's CA has fingerprint %s, expected %s; something else answers at that address, or its CA was replaced: ask for a new token",
-		got, fingerprint)
+	return Name{}, nil, fmt.Errorf("%w: certificate of %s leads to the CA with fingerprint %s, expected %s; something else answers at that address, or its CA was replaced",
+		ErrOtherCA, name, got, fingerprint)
+}
+
+// ChainName reads the name that a chain claims, unverified: to find out by what
+// to verify it.
+func ChainName(rawCerts [][]byte) (Name, error) {
+	_, _, name, err := parseChain(rawCerts)
+	return name, err
 }
 
 // parseChain reads a chain within bounds.
@@ -265,11 +278,11 @@ func verify(leaf *x509.Certificate, rest []*x509.Certificate, name Name, roots *
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("certificate of %s: %w on %s (it is %s here); renew it, or set the clock that is wrong", name, ErrExpired, when(leaf.NotAfter), when(now))
 	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("certificate of %s is valid only from %s, and the clock here says %s; set the clock that is wrong", name, when(leaf.NotBefore), when(now))
+		return fmt.Errorf("certificate of %s: %w: it is valid only from %s, and the clock here says %s; set the clock that is wrong", name, ErrNotYetValid, when(leaf.NotBefore), when(now))
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("certificate of %s was not signed by a CA of cluster %s; if that cluster's CA was replaced, remove it and join again", name, name.Cluster)
+		return fmt.Errorf("certificate of %s: %w: it was not signed by a CA of cluster %s known here; if that CA was replaced, remove the cluster and join again", name, ErrOtherCA, name.Cluster)
 	}
 	return fmt.Errorf("certificate of %s: %w", name, err)
 }

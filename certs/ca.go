@@ -274,6 +274,18 @@ func (ca *CA) issue(pub crypto.PublicKey, name Name, notBefore, notAfter time.Ti
 
 const maxCSR = 8 << 10
 
+// KeyOfCSR is the SHA-256 of the public key in a request that proves its key.
+func KeyOfCSR(der []byte) ([]byte, error) {
+	if _, err := csrKey(der); err != nil {
+		return nil, err
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, err
+	}
+	return HashSecret(csr.RawSubjectPublicKeyInfo), nil
+}
+
 // csrKey checks a request and returns its public key.
 func csrKey(der []byte) (crypto.PublicKey, error) {
 	if len(der) > maxCSR {

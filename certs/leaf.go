@@ -148,21 +148,46 @@ func (l *Leaf) OnChange(f func()) {
 	l.changed = f
 }
 
-// CSR makes a request with a fresh key (DER). The key is kept for Install; the
-// certificate in use is not touched.
+// CSR makes a request (DER) with a key of its own; the certificate in use is
+// not touched. Each request has a fresh key, except that a key whose request
+// was not answered is asked for again, also after a restart: so the signer can
+// tell a second try from a stranger.
 func (l *Leaf) CSR() ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pending == nil {
+		key, err := l.pendingKey()
+		if err != nil {
+			return nil, fmt.Errorf("key for a certificate of %s: %w", l.name, err)
+		}
+		l.pending = key
+	}
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, l.pending)
+}
+
+func (l *Leaf) pendingFile() string { return l.file + ".request" }
+
+// pendingKey reads the key of an unanswered request, or makes one and keeps it.
+func (l *Leaf) pendingKey() (*ecdsa.PrivateKey, error) {
+	if l.file == "" {
+		return newKey()
+	}
+	if text, err := os.ReadFile(l.pendingFile()); err == nil {
+		if key, err := findKey(text); err == nil {
+			if key, ok := key.(*ecdsa.PrivateKey); ok {
+				return key, nil
+			}
+		}
+	}
 	key, err := newKey()
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	l.pending = key
-	l.mu.Unlock()
-	return der, nil
+	return key, writeFile(l.pendingFile(), pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), 0o600)
 }
 
 // Install puts the answer to the last CSR into use, after it is on disk.
@@ -179,6 +204,9 @@ func (l *Leaf) Install(chainPEM, bundle []byte) error {
 	}
 	if l.file != "" {
 		if err := l.write(cert); err != nil {
+			return fmt.Errorf("certificate of %s: %w", l.name, err)
+		}
+		if err := os.Remove(l.pendingFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("certificate of %s: %w", l.name, err)
 		}
 	}
