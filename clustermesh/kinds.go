@@ -47,3 +47,16 @@ func (n SliceName) String() string { return n.Service.String() + "/" + n.Slice }
 
 // String is <node>/<prefix>, as keys spell it.
 func (n AddressName) String() string { return n.Node + "/" + FormatKeyPrefix(n.Prefix) }
+
+// String is the protocol's name, or its number.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	case SCTP:
+		return "SCTP"
+	}
+	return strconv.Itoa(int(p))
+}

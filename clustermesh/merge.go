@@ -1,8 +1,18 @@
 package clustermesh
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
+	"slices"
 	"time"
+)
+
+// Limits of a merged service; a row of the kernel's services table has the same.
+const (
+	MaxTiers         = 4
+	MaxGroupsPerTier = 16
+	MaxGroups        = 20
 )
 
 // MergeInput is everything Merge looks at.
@@ -13,22 +23,28 @@ type MergeInput struct {
 	// included. A cluster that is absent has no backends.
 	Views map[string]*View
 	// Home is the view of the client's own cluster in scope local (services
-	// that are not global or not shared); may be nil.
+	// that are not global or not shared); may be nil. While a service moves
+	// between the scopes either view serves.
 	Home *View
+	// Explain fills Merged.Clusters, which costs more than the merge itself.
+	Explain bool
 }
 
 // Merged is one service as the client's cluster should see it. It depends on
-// the input's content alone.
+// the input's content alone, never on the order in which it came about.
 type Merged struct {
 	Name            ServiceName
 	Found           bool // the client's cluster has such a service; false: no frontends, no ports
 	Global          bool
 	Headless        bool
 	SessionAffinity time.Duration // 0 = none
+	Affinity        Affinity      // in force: local, remote or none
 	// Ports, by position of the local Service's ports; IPv4 before IPv6. A
-	// family without frontends has no entry.
+	// family without frontends has no entry; a port without any backend has an
+	// entry without tiers.
 	Ports []MergedPort
-	// Clusters says for each cluster why it does or does not take traffic, by name.
+	// Clusters says for each cluster why it does or does not take traffic, by
+	// name; only if MergeInput.Explain.
 	Clusters []Why
 	// Notes are settings that were skipped or refused, in words.
 	Notes []string
@@ -40,14 +56,14 @@ type MergedPort struct {
 	Port      Port // of the local Service
 	V6        bool
 	Frontends []netip.Addr
-	Tiers     []Tier
+	Tiers     []Tier // at most MaxTiers, none empty
 }
 
 // Tier is a set of groups that is tried before the next one. Share is how much
 // of the traffic that reaches it stays in it, in 1/65535; the last tier keeps all.
 type Tier struct {
 	Share  uint16
-	Groups []Group
+	Groups []Group // at most MaxGroupsPerTier, by cluster name
 }
 
 // Group is one cluster's backends.
@@ -67,16 +83,205 @@ type Backend struct {
 	Terminating bool // serves while it ends, taken because nothing else is left
 }
 
-// Why explains one cluster's part in a service.
-type Why struct {
-	Cluster string
-	ID      ID
-	Tier    int // from 0; -1: in none
-	Weight  uint16
-	Healthy int    // backends that are ready, over all ports' addresses
-	Total   int    // endpoints known
-	Reason  string // why this tier, or why excluded
+// member is one cluster that may serve.
+type member struct {
+	cluster string
+	id      ID
+	service *Service
+	slices  []*EndpointSlice
+	weight  uint16
+	rank    int // tier, before empty ones are left out
 }
 
-// Merge joins the services of one name.
-func Merge(in MergeInput) Merged { return Merged{Name: in.Name} }
+// Merge joins the services of one name into what a client in cluster Local
+// should use. Frontends and ports are the local Service's; affinity, failover,
+// min-healthy and session affinity too. Whether a cluster takes part (shared)
+// and its weight are its own to say. Backends join a port by name and protocol,
+// and an address family by their own.
+//
+// Tiers, from the affinity:
+//
+//	local         the local cluster, the failover clusters one by one, the rest
+//	remote        the failover clusters one by one, the rest, the local cluster
+//	none, unset   all clusters in one tier
+//	none          with failover: all others in one tier, the failover clusters one by one
+//	unset         with failover: as local
+//
+// A cluster of weight 0 moves to the end of the last tier that has another: it
+// takes nothing as long as anybody else can. Endpoints that are ready serve;
+// where none is ready in any cluster, those that still serve while terminating do.
+func Merge(in MergeInput) Merged {
+	m := Merged{Name: in.Name}
+	own, ownSlices := localService(in)
+	if own == nil {
+		m.Notes = append(m.Notes, fmt.Sprintf("cluster %s has no service %s: create it there to give it an address", in.Local, in.Name))
+		return m
+	}
+	m.Found, m.Global, m.Headless, m.SessionAffinity = true, own.Global, own.Headless, own.SessionAffinity
+	plan := planTiers(in, own, &m)
+	members := collect(in, own, ownSlices, plan)
+	frontends := [2][]netip.Addr{family(own.Frontends, false), family(own.Frontends, true)}
+	for _, p := range own.Ports {
+		for i, list := range frontends {
+			if v6 := i == 1; len(list) > 0 {
+				m.Ports = append(m.Ports, MergedPort{
+					Port: p, V6: v6, Frontends: list, Tiers: mergePort(in.Local, members, p, v6, plan.minHealthy),
+				})
+			}
+		}
+	}
+	if in.Explain {
+		m.Clusters = explain(in, own, members, plan, m.Ports)
+	}
+	return m
+}
+
+// localService is the client's cluster's own Service and its slices, from
+// whichever scope has them.
+func localService(in MergeInput) (*Service, []*EndpointSlice) {
+	var own *Service
+	var list []*EndpointSlice
+	for _, v := range []*View{in.Views[in.Local], in.Home} {
+		if v == nil {
+			continue
+		}
+		if own == nil {
+			own = v.services[in.Name]
+		}
+		if list == nil {
+			list = v.slices[in.Name]
+			continue
+		}
+		for _, s := range v.slices[in.Name] {
+			if i, found := findSlice(list, s.Name.Slice); !found {
+				list = slices.Concat(list[:i], []*EndpointSlice{s}, list[i:])
+			}
+		}
+	}
+	return own, list
+}
+
+// tierPlan ranks clusters by the local Service's settings.
+type tierPlan struct {
+	named      []string // failover clusters that exist, in order
+	firstNamed int      // rank of named[0]
+	local      int      // rank of the local cluster
+	rest       int      // rank of all others
+	affinity   Affinity
+	minHealthy MinHealthy
+}
+
+func (p *tierPlan) rank(in MergeInput, cluster string) int {
+	if cluster == in.Local {
+		return p.local
+	}
+	if i := slices.Index(p.named, cluster); i >= 0 {
+		return p.firstNamed + i
+	}
+	return p.rest
+}
+
+// planTiers reads the settings; what cannot be obeyed becomes a note.
+func planTiers(in MergeInput, own *Service, m *Merged) tierPlan {
+	var p tierPlan
+	var err error
+	if p.minHealthy, err = ParseMinHealthy(own.MinHealthy); err != nil {
+		m.Notes = append(m.Notes, err.Error()+"; it is ignored")
+	}
+	p.affinity, err = ParseAffinity(string(own.Affinity))
+	if err != nil {
+		m.Notes = append(m.Notes, err.Error()+"; it is ignored")
+	}
+	p.named = failover(in, own, m)
+	if p.affinity == AffinityUnset {
+		p.affinity = AffinityNone
+		if len(own.Failover) > 0 {
+			p.affinity = AffinityLocal
+		}
+	}
+	switch n := len(p.named); p.affinity {
+	case AffinityLocal:
+		p.local, p.firstNamed, p.rest = 0, 1, 1+n
+	case AffinityRemote:
+		p.firstNamed, p.rest, p.local = 0, n, n+1
+	default:
+		p.local, p.rest, p.firstNamed = 0, 0, 1
+	}
+	m.Affinity = p.affinity
+	return p
+}
+
+// failover are the named clusters that exist. A list that is too long is
+// refused whole: obeying part of it would order clusters in a way nobody wrote.
+func failover(in MergeInput, own *Service, m *Merged) []string {
+	if len(own.Failover) == 0 {
+		return nil
+	}
+	if err := checkFailover(own.Failover); err != nil {
+		m.Notes = append(m.Notes, err.Error()+"; the list is ignored")
+		return nil
+	}
+	var named []string
+	for _, name := range own.Failover {
+		switch {
+		case name == in.Local:
+			m.Notes = append(m.Notes, fmt.Sprintf("failover names %s, the local cluster; it is skipped: affinity says where the local cluster stands", quote(name)))
+		case slices.Contains(named, name):
+			m.Notes = append(m.Notes, fmt.Sprintf("failover names %s twice; the second is skipped", quote(name)))
+		case in.Views[name] == nil:
+			m.Notes = append(m.Notes, fmt.Sprintf("failover names %s, which is no known cluster of the mesh; it is skipped", quote(name)))
+		default:
+			named = append(named, name)
+		}
+	}
+	return named
+}
+
+// collect finds the clusters that take part, sorted by name.
+func collect(in MergeInput, own *Service, ownSlices []*EndpointSlice, p tierPlan) []member {
+	members := make([]member, 1, 1+len(in.Views))
+	members[0] = member{cluster: in.Local, service: own, slices: ownSlices, weight: own.weight(), rank: p.local}
+	if v := in.Views[in.Local]; v != nil {
+		members[0].id = v.ID()
+	} else if in.Home != nil {
+		members[0].id = in.Home.ID()
+	}
+	if !own.Global {
+		members[0].rank = 0
+		return members
+	}
+	for name, v := range in.Views {
+		if name == in.Local || v == nil {
+			continue
+		}
+		s := v.services[in.Name]
+		if s == nil || !s.Global || !s.Shared {
+			continue
+		}
+		members = append(members, member{
+			cluster: name, id: v.ID(), service: s, slices: v.slices[in.Name], weight: s.weight(), rank: p.rank(in, name),
+		})
+	}
+	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.cluster, b.cluster) })
+	return members
+}
+
+// weight is the cluster's weight; unset reads as 1.
+func (r *Service) weight() uint16 {
+	if r.HasWeight {
+		return r.Weight
+	}
+	return 1
+}
+
+// family are the addresses of one family, sorted, each once.
+func family(addrs []netip.Addr, v6 bool) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addrs {
+		if a.Is6() == v6 {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}

@@ -59,16 +59,15 @@ const ShareAll = 65535
 // below that in proportion,
 //
 //	share = 65535 × healthy / wanted, rounded down
-//	wanted = Count, at most total; or ⌈total × Percent / 100⌉
+//	wanted = Count, or ⌈total × Percent / 100⌉
 //
 // so that losing one backend moves no more than one backend's part of the
-// traffic: no cliff. A count above total asks for all of them: a service scaled
-// down on purpose is not ill. A tier without healthy backends keeps nothing.
+// traffic: no cliff. A tier without healthy backends keeps nothing.
 func (m MinHealthy) Share(healthy, total int) uint16 {
 	if healthy <= 0 {
 		return 0
 	}
-	wanted := min(int64(m.Count), int64(total))
+	wanted := int64(m.Count)
 	if m.Percent > 0 {
 		wanted = (int64(total)*int64(m.Percent) + 99) / 100
 	}

@@ -1,0 +1,186 @@
+package clustermesh
+
+import (
+	"cmp"
+	"slices"
+)
+
+// found is what one member has for one port of one family.
+type found struct {
+	ready  []Backend
+	ending []Backend // serving while they terminate
+	total  int       // endpoints that are not terminating
+}
+
+// mergePort makes the tiers of one port of one family. members are sorted.
+func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHealthy) []Tier {
+	finds := make([]found, len(members))
+	ready := 0
+	for i := range members {
+		finds[i] = members[i].find(p, v6)
+		ready += len(finds[i].ready)
+	}
+	if ready == 0 { // nothing else is left
+		for i := range finds {
+			finds[i].ready = finds[i].ending
+			finds[i].total = max(finds[i].total, len(finds[i].ending))
+		}
+	}
+	last := lastRank(members, finds)
+	var tiers []Tier
+	var health []uint16
+	for rank := range MaxTiers {
+		var groups []Group
+		healthy, total := 0, 0
+		for i, m := range members {
+			if m.tierOf(last) != rank {
+				continue
+			}
+			if m.weight > 0 || last < 0 {
+				healthy += len(finds[i].ready)
+				total += finds[i].total
+			}
+			if len(finds[i].ready) > 0 {
+				groups = append(groups, Group{Cluster: m.cluster, ID: m.id, Weight: m.weight, Backends: finds[i].ready})
+			}
+		}
+		if len(groups) == 0 {
+			continue
+		}
+		tiers = append(tiers, Tier{Groups: limitGroups(groups, local)})
+		health = append(health, minHealthy.Share(healthy, total))
+	}
+	setShares(tiers, health)
+	return tiers
+}
+
+// lastRank is the last tier in which a cluster of a weight above 0 has a
+// backend; -1 if there is none, and weight 0 is all there is.
+func lastRank(members []member, finds []found) int {
+	last := -1
+	for i, m := range members {
+		if m.weight > 0 && len(finds[i].ready) > 0 {
+			last = max(last, m.rank)
+		}
+	}
+	return last
+}
+
+// tierOf is the member's rank, or, for a cluster of weight 0, the last one.
+func (m *member) tierOf(last int) int {
+	if m.weight == 0 && last >= 0 {
+		return last
+	}
+	return m.rank
+}
+
+// located is an endpoint on its port.
+type located struct {
+	Endpoint
+	port uint16
+}
+
+// find collects the member's backends for a port: sorted, each address once.
+func (m *member) find(p Port, v6 bool) found {
+	n := 0
+	for _, s := range m.slices {
+		n += len(s.Endpoints)
+	}
+	all := make([]located, 0, n)
+	for _, s := range m.slices {
+		i := slices.IndexFunc(s.Ports, func(q Port) bool { return q.Name == p.Name && q.Protocol == p.Protocol })
+		if i < 0 || len(s.Endpoints) == 0 || s.Endpoints[0].Address.Is6() != v6 {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			all = append(all, located{e, s.Ports[i].Port})
+		}
+	}
+	// An endpoint that moves between slices is in both for a moment: the better
+	// state of the two counts.
+	slices.SortFunc(all, compareLocated)
+	all = slices.CompactFunc(all, func(a, b located) bool { return a.Address == b.Address && a.port == b.port })
+	var f found
+	for i := range all {
+		f.add(&all[i], m.service.PublishNotReady, len(all))
+	}
+	return f
+}
+
+func (f *found) add(e *located, publishNotReady bool, most int) {
+	b := Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating}
+	switch {
+	case e.Terminating && e.Serving:
+		f.ending = append(f.ending, b)
+	case e.Terminating:
+	default:
+		f.total++
+		if e.Ready || publishNotReady {
+			if f.ready == nil {
+				f.ready = make([]Backend, 0, most)
+			}
+			f.ready = append(f.ready, b)
+		}
+	}
+}
+
+// compareLocated orders by address and port, then the better state first; the
+// rest only makes the choice among duplicates the same every time.
+func compareLocated(a, b located) int {
+	if c := a.Address.Compare(b.Address); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.port, b.port),
+		order(a.Terminating, b.Terminating), order(!a.Ready, !b.Ready), order(!a.Serving, !b.Serving),
+		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone))
+}
+
+// setShares divides the traffic among tiers by their health, in 1/65535: a tier
+// takes what its health allows of what the tiers before it left. Where all
+// together cannot take everything, each takes its part of the sum, so that an
+// ill tier does not drown the next one, which is ill too. With S = min(65535,
+// sum of all), a tier keeps
+//
+//	share = 65535 × its health / (S − health of the tiers before it)
+//
+// of what reaches it, at most all; the last one always all.
+func setShares(tiers []Tier, health []uint16) {
+	left := int64(0)
+	for _, h := range health {
+		left += int64(h)
+	}
+	left = min(left, ShareAll)
+	for i := range tiers {
+		h := int64(health[i])
+		tiers[i].Share = ShareAll
+		if i < len(tiers)-1 && h < left {
+			tiers[i].Share = uint16(ShareAll * h / left)
+		}
+		left -= h
+	}
+}
+
+// limitGroups keeps at most MaxGroupsPerTier groups: those with a weight before
+// those without, the local cluster first, then by name.
+func limitGroups(groups []Group, local string) []Group {
+	if len(groups) <= MaxGroupsPerTier {
+		return groups
+	}
+	slices.SortStableFunc(groups, func(a, b Group) int {
+		return cmp.Or(order(a.Weight == 0, b.Weight == 0), order(a.Cluster != local, b.Cluster != local))
+	})
+	groups = slices.Clip(groups[:MaxGroupsPerTier])
+	slices.SortFunc(groups, func(a, b Group) int { return cmp.Compare(a.Cluster, b.Cluster) })
+	return groups
+}
+
+// order puts false before true.
+func order(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
