@@ -221,9 +221,12 @@ type watching struct {
 	cancel  context.CancelFunc
 }
 
-// watch begins a watch of names that begin with sub and waits until it stands.
+// watch begins a watch of names that begin with sub, once the reader has after.
 func (b *bench) watch(sub string, after kvstore.Position) *watching {
 	b.t.Helper()
+	if b.lagging && !after.IsZero() {
+		b.settle(after)
+	}
 	ctx, cancel := context.WithCancel(b.ctx)
 	w := &watching{b: b, batches: make(chan kvstore.Batch), err: make(chan error, 1), cancel: cancel}
 	go func() {
