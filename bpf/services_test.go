@@ -3,6 +3,7 @@ package bpf
 import (
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -191,7 +192,23 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-func (c *client) connect(to netip.AddrPort) error { return unix.Connect(c.fd, c.sockaddr(to)) }
+func (c *client) connect(to netip.AddrPort) error {
+	err := unix.Connect(c.fd, c.sockaddr(to))
+	if err != unix.EINTR { // the Go runtime signals its threads
+		return err
+	}
+	poll := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}
+	for {
+		if _, err := unix.Poll(poll, 3000); err != unix.EINTR {
+			break
+		}
+	}
+	code, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && code != 0 {
+		err = syscall.Errno(code)
+	}
+	return err
+}
 
 func (c *client) mustConnect(to netip.AddrPort) {
 	c.t.Helper()
@@ -218,6 +235,9 @@ func (c *client) recv() (byte, netip.AddrPort) {
 	c.t.Helper()
 	buf := make([]byte, 16)
 	n, from, err := unix.Recvfrom(c.fd, buf, 0)
+	for err == unix.EINTR {
+		n, from, err = unix.Recvfrom(c.fd, buf, 0)
+	}
 	if err != nil || n != 1 {
 		c.t.Fatalf("receive: %d bytes, %v", n, err)
 	}
