@@ -205,32 +205,6 @@ func (d *Device) SetTunnelAddresses(want, old []netip.Addr) error {
 	return nil
 }
 
-// UnderlayMTU is the MTU of the link that carries addr (of the default route's
-// link if addr is not valid or not found); 1500 when nothing is known.
-func UnderlayMTU(addrs []netip.Addr) int {
-	lowest := 0
-	links, err := netlink.LinkList()
-	if err != nil {
-		return 1500
-	}
-	for _, l := range links {
-		if l.Attrs().Flags&net.FlagLoopback != 0 {
-			continue
-		}
-		list, _ := netlink.AddrList(l, netlink.FAMILY_ALL)
-		for _, a := range list {
-			ip, ok := netip.AddrFromSlice(a.IP)
-			if ok && slices.Contains(addrs, ip.Unmap()) && (lowest == 0 || l.Attrs().MTU < lowest) {
-				lowest = l.Attrs().MTU
-			}
-		}
-	}
-	if lowest == 0 {
-		return 1500
-	}
-	return lowest
-}
-
 // PodMTU is what fits through the tunnel.
 func PodMTU(underlay int) int { return max(underlay-TunnelOverhead, minMTU) }
 

@@ -55,7 +55,8 @@ type Pods struct {
 	departed   []departed
 	index      map[string]uint32 // UID → host ifindex, while connected
 	identities map[string]clustermesh.Identity
-	wake       chan struct{} // tells Register that something changed
+	unready    map[string]bool // UID → its readiness probe fails
+	wake       chan struct{}   // tells Report that something changed
 }
 
 // OpenPods reads the state file and looks which pods are connected still. It
@@ -67,7 +68,7 @@ func OpenPods(cfg PodsConfig) (*Pods, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, identities: map[string]clustermesh.Identity{}, wake: make(chan struct{}, 1)}
+	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, identities: map[string]clustermesh.Identity{}, unready: map[string]bool{}, wake: make(chan struct{}, 1)}
 	st, look, err := readPodState(p.file(), p.log)
 	if err != nil {
 		return nil, err
@@ -137,7 +138,7 @@ func (p *Pods) SetNetwork(n NodeNetwork) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n.PodMTU == 0 {
-		n.PodMTU = PodMTU(0)
+		n.PodMTU = PodMTU(1500)
 	}
 	old := p.network
 	p.network = n
@@ -265,12 +266,19 @@ func (p *Pods) expire(now time.Time) {
 	}
 }
 
-// forget drops a record; the cluster is told by Register.
+// forget drops a record; the cluster is told by Report.
 func (p *Pods) forget(r *pod, now time.Time) {
 	delete(p.pods, r.UID)
 	delete(p.index, r.UID)
 	delete(p.identities, r.UID)
+	delete(p.unready, r.UID)
 	p.release(r, now)
+	if r.Name == "" {
+		return // never reported
+	}
+	if len(p.departed) >= mostDeparted {
+		p.departed = slices.Delete(p.departed, 0, 1)
+	}
 	p.departed = append(p.departed, departed{UID: r.UID, Namespace: r.Namespace, Name: r.Name, Addresses: r.Addresses})
 }
 

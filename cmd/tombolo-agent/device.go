@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/linux"
+)
+
+// kicked asks watchTunnel to look at the device.
+func (n *node) kicked() {
+	select {
+	case n.kick <- struct{}{}:
+	default:
+	}
+}
+
+// watchTunnel keeps the device configured and the program attached, through
+// deaths of the tunnel process. While it is away, the blackholes hold.
+func (n *node) watchTunnel(ctx context.Context) {
+	const usual, first = 10 * time.Second, 50 * time.Millisecond
+	wait := first
+	for {
+		if n.tunnel() {
+			wait = usual
+		} else if wait = min(wait*2, 2*time.Second); wait < first {
+			wait = first
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-n.kick:
+			wait = first
+		}
+		timer.Stop()
+	}
+}
+
+// tunnel does it once and reports whether the device is usable. It is called
+// from one goroutine at a time.
+func (n *node) tunnel() bool {
+	n.mu.Lock()
+	old := n.state
+	n.mu.Unlock()
+	st, err := n.device.Ensure(linux.PodMTU(n.underlay.MTU))
+	if err == nil && (!old.Present || st.IfIndex != old.IfIndex) {
+		err = n.objects.AttachTunnel(st.IfIndex)
+	}
+	if err != nil {
+		st.Present = false
+		if old.Present || old.Detail == "" {
+			n.log.Error("no tunnel to other nodes; traffic to them is dropped, never sent in clear", "err", err)
+		} else if !errors.Is(err, linux.ErrNoTunnel) {
+			n.log.Warn("tunnel device", "err", err)
+		}
+		st.Detail = err.Error()
+	} else if !old.Present || st.IfIndex != old.IfIndex {
+		n.log.Info("tunnel device is ready", "device", n.device.Name(), "index", st.IfIndex, "mtu", st.MTU, "kind", st.Detail)
+		if a := n.running(); a != nil {
+			a.Notify(agent.TablePeers)
+			a.Notify(agent.TableRoutes)
+		}
+	}
+	n.mu.Lock()
+	n.state = st
+	n.mu.Unlock()
+	return err == nil
+}

@@ -1,0 +1,107 @@
+// tombolo-agent is the node agent: it follows what the clusters of the mesh say
+// and keeps this node's kernel so. `tombolo-agent tunnel` holds a user-space
+// WireGuard device, `tombolo-agent cleanup` takes everything off a node.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "tombolo-agent:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	node, stateDir, tokenFile, socket string
+	cgroup, bpffs                     string
+	device                            string
+	port                              int
+	underlay                          []string
+	metrics, logLevel                 string
+}
+
+func newCommand() *cobra.Command {
+	var o options
+	root := &cobra.Command{
+		Use:   "tombolo-agent",
+		Short: "Keep this node's kernel as the clusters of the mesh say",
+		Long: `tombolo-agent follows its own cluster and every cluster joined with it, and writes
+what they say into this node's kernel: BPF maps and programs, WireGuard peers, routes.
+It registers the node by a one-time token at its first start and by its own certificate
+afterwards; it starts from what its state directory holds when no server is in reach.
+
+Stopping it takes nothing away: what is in the kernel keeps working, and the next start
+goes on from there. To take everything off the node, run "tombolo-agent cleanup".`,
+		Example: `  tombolo-agent --node node-1 --state-dir /var/lib/tombolo --token-file /etc/tombolo/token \
+      --socket /run/tombolo/agent.sock --cgroup /sys/fs/cgroup --bpffs /sys/fs/bpf/tombolo \
+      --wireguard-device tombolo0 --wireguard-port 51820`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logger(o.logLevel)
+			if err != nil {
+				return err
+			}
+			if o.node == "" {
+				return fmt.Errorf("--node is not set: give this node's name, as its cluster knows it")
+			}
+			return run(cmd.Context(), o, log)
+		},
+	}
+	f := root.Flags()
+	f.StringVar(&o.node, "node", "", "this node's `NAME`, as its cluster knows it")
+	f.StringVar(&o.tokenFile, "token-file", "", "`FILE` with the one-time node token; needed at the first start only")
+	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 `PATH` whose sockets are translated (default: the root of the first cgroup2 mount)")
+	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
+	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")
+	f.StringVar(&o.metrics, "metrics", "", "`ADDR` (host:port) that serves Prometheus metrics; empty = on the socket only")
+	shared(root, &o)
+	root.AddCommand(newTunnel(), newCleanup())
+	return root
+}
+
+// shared are the flags that say what is this agent's on the node.
+func shared(cmd *cobra.Command, o *options) {
+	f := cmd.Flags()
+	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo", "`DIR` for keys, certificate, snapshot and pod addresses (mode 0700)")
+	f.StringVar(&o.socket, "socket", "/run/tombolo/agent.sock", "`PATH` of the Unix socket of the API")
+	f.StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf/tombolo", "`DIR` of a bpffs for pinned maps and links")
+	f.StringVar(&o.device, "wireguard-device", "tombolo0", "`NAME` of the WireGuard device; unique on the machine")
+	f.StringVar(&o.logLevel, "log-level", "info", "`LEVEL`: debug, info, warn or error")
+}
+
+func logger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+func parseAddrs(texts []string) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, t := range texts {
+		a, err := netip.ParseAddr(t)
+		if err != nil {
+			return nil, fmt.Errorf("--underlay %q: not an IP address", t)
+		}
+		out = append(out, a.Unmap().WithZone(""))
+	}
+	return out, nil
+}

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/linux"
+	"github.com/tombolo-mesh/tombolo/agent/register"
+	"github.com/tombolo-mesh/tombolo/bpf"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// node is the running agent with its edges.
+type node struct {
+	o        options
+	log      *slog.Logger
+	underlay linux.Underlay
+	device   *linux.Device
+	objects  *bpf.Objects
+	pods     *linux.Pods
+	client   *register.Client
+	api      api
+
+	mu    sync.Mutex
+	agent *agent.Agent // nil until the node knows its place
+	facts register.Facts
+	state linux.DeviceState
+	kick  chan struct{} // the tunnel device may have changed
+}
+
+// run starts in the order in which one thing needs another: what the disk holds,
+// the kernel's programs and maps, the agent itself (with its snapshot), and only
+// then the servers. With facts on disk, no server is needed for any of it.
+func run(ctx context.Context, o options, log *slog.Logger) error {
+	lock, err := lockState(o.stateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	n := &node{o: o, log: log, kick: make(chan struct{}, 1)}
+	n.api.set(starting(func() string { return "it loads its programs" }))
+	listener, err := listen(o.socket)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: &n.api, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	go server.Serve(listener)
+	defer os.Remove(o.socket)
+	defer server.Close()
+	if err := n.open(); err != nil {
+		return err
+	}
+	defer n.close()
+	facts, err := n.register(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	return n.serve(ctx, facts)
+}
+
+// open takes what the node has: addresses, keys, pods, programs.
+func (n *node) open() error {
+	want, err := parseAddrs(n.o.underlay)
+	if err != nil {
+		return err
+	}
+	if n.underlay, err = linux.FindUnderlay(want, n.o.device); err != nil {
+		return err
+	}
+	if n.device, err = linux.OpenDevice(n.o.stateDir, n.o.device, n.o.port, n.log); err != nil {
+		return err
+	}
+	n.pods, err = linux.OpenPods(linux.PodsConfig{StateDir: n.o.stateDir, Log: n.log, Changed: func(pods []agent.LocalPod) {
+		if a := n.running(); a != nil {
+			a.SetPods(pods)
+		}
+	}})
+	if err != nil {
+		return err
+	}
+	n.client, err = register.Open(register.Config{StateDir: n.o.stateDir, Node: n.o.node, Token: n.token(), Changed: n.changed, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.client.Update(register.Self{
+		UnderlayAddresses: n.underlay.Addresses, WireGuardKey: n.device.PublicKey(),
+		WireGuardEndpoint: net.JoinHostPort(n.underlay.Addresses[0].String(), strconv.Itoa(n.o.port)),
+	})
+	n.objects, err = bpf.Load(bpf.Options{PinDir: n.o.bpffs, CgroupPath: n.o.cgroup, Log: n.log})
+	return err
+}
+
+func (n *node) close() {
+	if n.objects != nil {
+		n.objects.Close()
+	}
+	if n.client != nil {
+		n.client.Close()
+	}
+	if n.pods != nil {
+		n.pods.Close()
+	}
+	if n.device != nil {
+		n.device.Close()
+	}
+}
+
+func (n *node) token() func() (string, error) {
+	if n.o.tokenFile == "" {
+		return nil
+	}
+	return func() (string, error) {
+		text, err := os.ReadFile(n.o.tokenFile)
+		return string(text), err
+	}
+}
+
+// register returns the facts on disk, or waits for the first registration.
+func (n *node) register(ctx context.Context) (register.Facts, error) {
+	if f, ok := n.client.Facts(); ok {
+		return f, nil
+	}
+	n.api.set(starting(func() string {
+		if err := n.client.Problem(); err != nil {
+			return "the node is not registered: " + err.Error()
+		}
+		return "the node is being registered"
+	}))
+	for wait := 250 * time.Millisecond; ; wait = min(wait*2, 10*time.Second) {
+		err := n.client.Register(ctx)
+		if err == nil {
+			f, _ := n.client.Facts()
+			return f, nil
+		}
+		if ctx.Err() != nil {
+			return register.Facts{}, ctx.Err()
+		}
+		n.log.Error("node not registered", "err", err, "retry", wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return register.Facts{}, ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// running is the agent, once there is one.
+func (n *node) running() *agent.Agent {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.agent
+}
+
+// changed takes over new facts while the agent runs.
+func (n *node) changed(f register.Facts) {
+	if n.running() == nil {
+		return // the start does it
+	}
+	if err := n.settle(f); err != nil {
+		n.log.Error("new facts about this node cannot be carried out", "err", err)
+	}
+}
+
+// settle makes the node's own addresses and pod prefixes as the facts say.
+func (n *node) settle(f register.Facts) error {
+	n.mu.Lock()
+	old := n.facts.TunnelAddresses
+	n.facts = f
+	n.mu.Unlock()
+	if err := n.device.SetTunnelAddresses(f.TunnelAddresses, old); err != nil {
+		return err
+	}
+	return n.pods.SetNetwork(linux.NodeNetwork{PodPrefixes: f.PodPrefixes, TunnelAddresses: f.TunnelAddresses, PodMTU: linux.PodMTU(n.underlay.MTU)})
+}
+
+// serve runs everything until ctx ends. Nothing is taken away at the end.
+func (n *node) serve(ctx context.Context, facts register.Facts) error {
+	n.mu.Lock()
+	n.facts.TunnelAddresses = nil
+	n.mu.Unlock()
+	if err := n.settle(facts); err != nil {
+		return err
+	}
+	prober, err := linux.NewProber()
+	if err != nil {
+		return err
+	}
+	defer prober.Close()
+	a, err := agent.New(agent.Config{
+		Cluster: facts.Cluster, ClusterID: facts.ClusterID, Node: n.o.node,
+		OnLink: n.underlay.OnLink, UnderlayMTU: uint16(min(n.underlay.MTU, 65535)),
+		SnapshotDir: filepath.Join(n.o.stateDir, "snapshot"),
+		Connector:   register.Connector{Client: n.client}, Prober: prober, Pods: n.pods,
+		OwnNode: n.ownNode, Details: n.details, Log: n.log,
+	}, linux.NewTables(n.objects.Maps, n.device))
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.agent = a
+	n.mu.Unlock()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	task := func(name string, f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	n.tunnel() // before the first tables are written, if the device is there
+	task("agent", func() error { return a.Run(ctx) })
+	n.pods.Start()
+	n.api.set(a.Handler())
+	task("tunnel device", func() error { n.watchTunnel(ctx); return nil })
+	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
+	task("registration", func() error { return n.client.Run(ctx) })
+	task("pod reports", func() error { n.pods.Report(ctx, n.report); return nil })
+	if n.o.metrics != "" {
+		task("metrics", func() error { return serveMetrics(ctx, n.o.metrics, a) })
+	}
+	n.log.Info("agent started", "cluster", facts.Cluster, "node", n.o.node, "number", facts.Number, "prefixes", facts.PodPrefixes)
+	<-ctx.Done()
+	wg.Wait()
+	n.log.Info("agent stops; the kernel keeps what it has")
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// ownNode hears what the cluster's record of this node says: if it lacks our
+// key, the cluster has lost the registration.
+func (n *node) ownNode(rec clustermesh.Node) {
+	n.mu.Lock()
+	f := n.facts
+	n.mu.Unlock()
+	if rec.WireGuardKey != n.device.PublicKey() || rec.Number != f.Number {
+		n.client.Nudge()
+	}
+}
+
+func (n *node) report(ctx context.Context, r linux.EndpointReport) (clustermesh.Identity, error) {
+	return n.client.RegisterEndpoint(ctx, register.Endpoint{Namespace: r.Namespace, Name: r.Name, Owner: r.UID, Addresses: r.Addresses, Ready: r.Ready, Remove: r.Remove})
+}
+
+// details are the lines of the status that only the edges know.
+func (n *node) details() map[string]string {
+	n.mu.Lock()
+	st := n.state
+	n.mu.Unlock()
+	d := map[string]string{
+		"wireguard":    st.Detail,
+		"underlay":     fmt.Sprintf("%v, MTU %d", n.underlay.Addresses, n.underlay.MTU),
+		"registration": "registered",
+		"cgroup":       n.objects.Features().Cgroup,
+		"refusal":      n.objects.Features().Refusal,
+	}
+	if err := n.client.Problem(); err != nil {
+		d["registration"] = "not renewed: " + err.Error()
+	}
+	if leaf := n.client.Leaf(); leaf != nil {
+		d["certificate"] = "expires " + leaf.Expires().UTC().Format(time.RFC3339)
+	}
+	return d
+}
+
+func serveMetrics(ctx context.Context, addr string, a *agent.Agent) error {
+	reg := prometheus.NewRegistry()
+	if c := a.Collector(); c != nil {
+		reg.MustRegister(c)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	s := &http.Server{Addr: addr, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("--metrics %s: %w", addr, err)
+	}
+	return nil
+}
