@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -118,7 +119,7 @@ func (c *Cluster) StartControlPlane(ctx context.Context, flags ...string) error 
 		"--listen", fmt.Sprintf("0.0.0.0:%d", MeshPort), "--advertise", c.MeshAddress(),
 		"--socket", c.AdminSocket(),
 	}, c.extra...)
-	p, err := c.control.start(filepath.Join(c.Dir, "control"), "apiserver", nil, args...)
+	p, err := c.control.start(filepath.Join(c.Dir, "control"), "apiserver", nil, nil, args...)
 	if err != nil {
 		return err
 	}
@@ -127,6 +128,12 @@ func (c *Cluster) StartControlPlane(ctx context.Context, flags ...string) error 
 		_, err := c.Status(ctx)
 		return err
 	})
+}
+
+// ControlExec starts another process on the cluster's control host, for labs
+// that bring a mesh port of their own.
+func (c *Cluster) ControlExec(name string, stdin io.Reader, stdout io.Writer, argv ...string) (*Process, error) {
+	return c.control.start(filepath.Join(c.Dir, "control"), name, stdin, stdout, argv...)
 }
 
 // ControlPlane is the mesh API server's process.

@@ -89,6 +89,9 @@ func (n *Node) Netns() string { return n.host.name }
 // Cgroup of the node, under which its agent attaches.
 func (n *Node) Cgroup() string { return n.host.cgroup }
 
+// PinDir is where the node's BPF maps are pinned.
+func (n *Node) PinDir() string { return n.bpffs() }
+
 // PodPrefixes of the node, as its Node object has them.
 func (n *Node) PodPrefixes() []netip.Prefix {
 	id, nr := byte(n.cluster.ID), byte(n.Number)
@@ -114,7 +117,7 @@ func (n *Node) Start(ctx context.Context) error {
 
 // StartTunnel starts the process that holds the WireGuard device.
 func (n *Node) StartTunnel() (err error) {
-	n.tunnel, err = n.host.start(n.Dir, "tunnel", nil,
+	n.tunnel, err = n.host.start(n.Dir, "tunnel", nil, nil,
 		filepath.Join(n.cluster.lab.opts.BinDir, "tombolo-agent"), "tunnel", "--device", n.device())
 	return err
 }
@@ -144,7 +147,7 @@ func (n *Node) LaunchAgent(ctx context.Context) error {
 			return err
 		}
 	}
-	p, err := n.host.start(n.Dir, "agent", nil,
+	p, err := n.host.start(n.Dir, "agent", nil, nil,
 		filepath.Join(n.cluster.lab.opts.BinDir, "tombolo-agent"),
 		"--node", n.Name, "--state-dir", n.stateDir(), "--token-file", token,
 		"--socket", n.Socket(), "--cgroup", n.host.cgroup, "--bpffs", n.bpffs(),
@@ -152,6 +155,18 @@ func (n *Node) LaunchAgent(ctx context.Context) error {
 		"--underlay", n.Underlay().String())
 	n.agent = p
 	return err
+}
+
+// Wipe takes everything a fresh agent would find: the kernel's pinned maps and
+// the snapshot. Certificate and keys stay. The agent must not run.
+func (n *Node) Wipe() error {
+	if err := unmountAll(n.bpffs()); err != nil {
+		return err
+	}
+	if err := unix.Mount("bpf", n.bpffs(), "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount bpffs on %s: %w", n.bpffs(), err)
+	}
+	return os.RemoveAll(filepath.Join(n.stateDir(), "snapshot"))
 }
 
 // Ready waits until the agent says so.

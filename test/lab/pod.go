@@ -103,7 +103,7 @@ func (p *Pod) CNI(ctx context.Context, command string) error {
 
 // Exec starts a process in the pod.
 func (p *Pod) Exec(name string, stdout io.Writer, argv ...string) (*Process, error) {
-	return p.host.start(p.node.Dir, name, stdout, argv...)
+	return p.host.start(p.node.Dir, name, nil, stdout, argv...)
 }
 
 // Run runs a command in the pod to its end.

@@ -24,7 +24,7 @@ type Process struct {
 
 // start runs a command on h. Standard error goes to a log file that is appended
 // to; standard output to stdout, or to the same file.
-func (h *host) start(dir, name string, stdout io.Writer, argv ...string) (*Process, error) {
+func (h *host) start(dir, name string, stdin io.Reader, stdout io.Writer, argv ...string) (*Process, error) {
 	log := filepath.Join(dir, name+".log")
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -38,6 +38,7 @@ func (h *host) start(dir, name string, stdout io.Writer, argv ...string) (*Proce
 	defer cg.Close()
 	p := &Process{Name: name, Log: log, done: make(chan struct{})}
 	p.cmd = exec.Command(argv[0], argv[1:]...)
+	p.cmd.Stdin = stdin
 	p.cmd.Stderr = f
 	p.cmd.Stdout = f
 	if stdout != nil {
