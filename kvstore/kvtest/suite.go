@@ -77,6 +77,9 @@ func (s *suite) run(t *testing.T, opts []Option) {
 					if g.name == "Lease" && s.noLeases {
 						t.Skip("the store has no leases")
 					}
+					if g.name == "Lease" {
+						t.Parallel() // they wait for real time to pass
+					}
 					test(t, s.bench(t))
 				})
 			}
