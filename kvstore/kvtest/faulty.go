@@ -34,7 +34,8 @@ type Faulty struct {
 	faults  Faults
 	broken  error            // if not nil, everything fails with it
 	frozen  kvstore.Position // if not zero, a replica that has not got further
-	changed chan struct{}    // closed when broken, frozen or store change
+	life    int              // counts swaps; a watch ends with its life
+	changed chan struct{}    // closed when any of these changes
 	counts  Counts
 }
 
@@ -58,9 +59,7 @@ func (f *Faulty) Freeze(at kvstore.Position) { f.change(func() { f.frozen = at }
 
 // Swap puts another store behind the same address and cuts all watches.
 func (f *Faulty) Swap(s kvstore.Store) {
-	f.change(func() { f.store = s })
-	f.Break(ErrInjected)
-	f.Break(nil)
+	f.change(func() { f.store, f.life = s, f.life+1 })
 }
 
 // Counts says what has been called so far.
@@ -84,13 +83,14 @@ type state struct {
 	faults  Faults
 	broken  error
 	frozen  kvstore.Position
+	life    int
 	changed <-chan struct{}
 }
 
 func (f *Faulty) now() state {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return state{f.store, f.faults, f.broken, f.frozen, f.changed}
+	return state{f.store, f.faults, f.broken, f.frozen, f.life, f.changed}
 }
 
 func (f *Faulty) count(add func(*Counts)) {
@@ -211,8 +211,8 @@ func (f *Faulty) pass(ctx context.Context, s state, prefix string, after kvstore
 			}
 			return
 		case <-s.changed:
-			if s = f.now(); s.broken != nil {
-				yield(kvstore.Batch{}, s.broken)
+			if err := f.refresh(&s); err != nil {
+				yield(kvstore.Batch{}, err)
 				return
 			}
 		case batch := <-batches:
@@ -230,6 +230,19 @@ func (f *Faulty) pass(ctx context.Context, s state, prefix string, after kvstore
 	}
 }
 
+// refresh brings the state of a watch up to date, or says why it is over.
+func (f *Faulty) refresh(s *state) error {
+	life := s.life
+	*s = f.now()
+	switch {
+	case s.broken != nil:
+		return s.broken
+	case s.life != life:
+		return ErrInjected
+	}
+	return nil
+}
+
 // hold yields batch, once a frozen replica has thawed.
 func (f *Faulty) hold(ctx context.Context, s *state, batch kvstore.Batch, yield func(kvstore.Batch, error) bool) bool {
 	for s.frozen.StoreID == batch.Position.StoreID && batch.Position.Revision > s.frozen.Revision {
@@ -237,8 +250,8 @@ func (f *Faulty) hold(ctx context.Context, s *state, batch kvstore.Batch, yield 
 		case <-ctx.Done():
 			return false
 		case <-s.changed:
-			if *s = f.now(); s.broken != nil {
-				yield(kvstore.Batch{}, s.broken)
+			if err := f.refresh(s); err != nil {
+				yield(kvstore.Batch{}, err)
 				return false
 			}
 		}
