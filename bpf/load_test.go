@@ -1,14 +1,323 @@
 package bpf
 
-import "testing"
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
 
-func TestLoad(t *testing.T) {
-	o, _ := load(t)
-	c, err := o.Counters()
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// pins are the names in the directory, sorted.
+func pins(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(c, o.Features())
-	o2, _ := load(t, func(o *Options) { o.NoRetval = true })
-	t.Log(o2.Features())
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
+
+func reload(t testing.TB, opts Options) *Objects {
+	t.Helper()
+	o, err := Load(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.Close() })
+	return o
+}
+
+// A killed and restarted agent finds its rows; what works goes on working, with
+// no agent and while it loads.
+func TestRestartIsNoOp(t *testing.T) {
+	w := newWorld(t, true)
+	o, opts := w.objects, w.options
+	enter(t, opts.CgroupPath)
+	o.program(t, front4, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	podPort := w.pod.listen("", digest)
+	before := pins(t, opts.PinDir)
+
+	// All the time: new connections through sock.c, and through tunnel.c.
+	var stop atomic.Bool
+	failed := make(chan error, 1)
+	var dials atomic.Int64
+	go func() {
+		defer close(failed)
+		for !stop.Load() {
+			c := newClient(t, false, tcp)
+			err := c.connect(front4)
+			c.close()
+			if err == nil {
+				c, derr := w.remote.dial("10.1.1.5", podPort, 900*time.Millisecond) // less than a SYN's repetition
+				if err = derr; err == nil {
+					c.Close()
+				}
+			}
+			if err != nil {
+				failed <- err
+				return
+			}
+			dials.Add(1)
+		}
+	}()
+	for range 20 {
+		o.Close()
+		atRest := dials.Load()
+		for dials.Load() < atRest+2 && len(failed) == 0 {
+			time.Sleep(time.Millisecond) // no agent: at least two more
+		}
+		o = reload(t, opts)
+		w.objects = o
+		w.attach(t)
+	}
+	stop.Store(true)
+	if err := <-failed; err != nil {
+		t.Errorf("after %d dials: %v", dials.Load(), err)
+	}
+	t.Logf("%d dials during 20 restarts", dials.Load())
+	if after := pins(t, opts.PinDir); !slices.Equal(before, after) {
+		t.Errorf("pins before: %v\nafter: %v", before, after)
+	}
+	result, err := queryTCX(w)
+	if err == nil && len(result.Programs) != 1 {
+		t.Errorf("%d programs on the tunnel", len(result.Programs))
+	}
+	var svc Service
+	if err := o.Services.Lookup(frontendKey(front4, tcp), &svc); err != nil || svc.Id != 1 {
+		t.Errorf("service row after the restarts: %v, %v", svc, err)
+	}
+}
+
+func queryTCX(w *world) (r *link.QueryResult, err error) {
+	w.node.in(func() error {
+		r, err = link.QueryPrograms(link.QueryOptions{Target: w.tunnel.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+		return nil
+	})
+	return r, err
+}
+
+// The tunnel device was made anew (its process died), maybe with another index.
+func TestAttachTunnelAgain(t *testing.T) {
+	for _, noTCX := range []bool{false, true} {
+		w := newWorld(t, true, func(o *Options) { o.NoTCX = noTCX })
+		port := w.pod.listen("", digest)
+		check := func(what string) {
+			t.Helper()
+			c, err := w.remote.dial("10.1.1.5", port, 3*time.Second)
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			c.Close()
+		}
+		check("first")
+		w.attach(t)
+		w.attach(t)
+		check("attached again")
+
+		second := newWorld(t, false)
+		second.objects, second.options = w.objects, w.options
+		second.node.tun("tun7") // so that indices differ
+		second.attach(t)
+		if w.objects.Features().Tunnel != "tcx" {
+			continue
+		}
+		for i, w := range []*world{w, second} {
+			if r, err := queryTCX(w); err != nil || len(r.Programs) != i {
+				t.Errorf("device %d: %v, %v", i, r, err)
+			}
+		}
+	}
+}
+
+func TestResizeKeepsRows(t *testing.T) {
+	o, opts := load(t)
+	enter(t, opts.CgroupPath)
+	o.program(t, front4, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	put(t, o.IPPrefixes, Prefix{Bits: 112, Addr: addr("10.2.0.0")}, IPCache{Identity: 9})
+	c := newClient(t, false, tcp)
+	c.mustConnect(front4)
+	o.Close()
+
+	opts.Sizes = Sizes{Services: 2048, Slots: 512, NodeHealth: 64, ClusterHealth: 32, IPCache: 64, IPPrefixes: 64,
+		Endpoints: 32, SocketReverse: 8192, UDPChoice: 1024}
+	o = reload(t, opts)
+	for _, table := range o.tables(opts.Sizes) {
+		if table.size != 0 && (*table.open).MaxEntries() != table.size {
+			t.Errorf("%s has room for %d, wanted %d", table.name, (*table.open).MaxEntries(), table.size)
+		}
+	}
+	if got := dial(t, front4); got != 'a' {
+		t.Errorf("after the resize: answer from %c", got)
+	}
+	if got := c.peer(); got != front4 {
+		t.Errorf("getpeername of an old connection says %s", got)
+	}
+	var row IPCache
+	if err := o.IPPrefixes.Lookup(Prefix{Bits: 128, Addr: addr("10.2.3.4")}, &row); err != nil || row.Identity != 9 {
+		t.Errorf("prefix row: %v, %v", row, err)
+	}
+	// New programs use the new maps, and the next start finds those.
+	o.Close()
+	o = reload(t, opts)
+	if got := dial(t, front4); got != 'a' {
+		t.Errorf("after another start: answer from %c", got)
+	}
+	for i := range uint16(64) {
+		o.nodeDown(t, 7, i, true)
+	}
+	o.Close()
+	opts.Sizes.NodeHealth = 32
+	if _, err := Load(opts); err == nil || !strings.Contains(err.Error(), "tmb_nodehlth_1 from 64 to 32") {
+		t.Errorf("64 rows into room for 32: %v", err)
+	}
+	opts.Sizes.NodeHealth = 64
+	reload(t, opts)
+	if got := dial(t, front4); got != 'a' {
+		t.Errorf("after the refused resize: answer from %c", got)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	dir := pinDir(t)
+	opts := Options{PinDir: dir, CgroupPath: cgroup(t), Sizes: small}
+	refused := func(what, want string) {
+		t.Helper()
+		o, err := Load(opts)
+		if err == nil {
+			o.Close()
+			t.Errorf("%s: loaded", what)
+		} else if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; expected to read %q", what, err, want)
+		}
+	}
+	pin := func(name string, spec *ebpf.MapSpec) {
+		t.Helper()
+		m, err := ebpf.NewMap(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if err := m.Pin(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	os.Mkdir(dir, 0o700)
+
+	foreign := &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: 1}
+	pin("tmb_services_2", foreign)
+	refused("a newer version's map", "tmb_services_2")
+	if got := pins(t, dir); !slices.Equal(got, []string{"tmb_services_2"}) {
+		t.Errorf("refusing left %v", got)
+	}
+	os.Remove(filepath.Join(dir, "tmb_services_2"))
+
+	pin("tmb_slots_1", foreign)
+	refused("a map of another layout", "key size 8, expected 16")
+	os.Remove(filepath.Join(dir, "tmb_slots_1"))
+
+	pin("somebody_elses", foreign)
+	pin("tmb_slots_1-new", foreign) // a crash between two steps
+	o, err := Load(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("twice at once", "another agent is using")
+	if err := Unload(dir); err == nil || !strings.Contains(err.Error(), "another agent") {
+		t.Errorf("unload under an agent: %v", err)
+	}
+	o.Close()
+	for range 2 {
+		if err := Unload(dir); err != nil {
+			t.Errorf("unload: %v", err)
+		}
+	}
+	if got := pins(t, dir); !slices.Equal(got, []string{"somebody_elses"}) {
+		t.Errorf("unload left %v", got)
+	}
+
+	opts.PinDir = t.TempDir()
+	refused("no bpffs", "mount -t bpf")
+	opts.PinDir, opts.CgroupPath = dir, t.TempDir()
+	refused("no cgroup", opts.CgroupPath)
+	Unload(dir)
+}
+
+// Unload ends translation at once, also where somebody still holds the links.
+func TestUnload(t *testing.T) {
+	o, opts := load(t)
+	enter(t, opts.CgroupPath)
+	direct := server(t, "tcp", "127.0.0.1", 'd')
+	o.program(t, direct, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	held, err := link.LoadPinnedLink(filepath.Join(opts.PinDir, sockProgTmbConnect4), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if got := dial(t, direct); got != 'a' {
+		t.Fatalf("answer from %c", got)
+	}
+	o.Close()
+	if err := Unload(opts.PinDir); err != nil {
+		t.Fatal(err)
+	}
+	if got := dial(t, direct); got != 'd' {
+		t.Errorf("unloaded: answer from %c", got)
+	}
+	if got := pins(t, opts.PinDir); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// Another cgroup takes the place of the first.
+func TestCgroupChanges(t *testing.T) {
+	o, opts := load(t)
+	direct := server(t, "tcp", "127.0.0.1", 'd')
+	o.program(t, direct, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	o.Close()
+	old := opts.CgroupPath
+	opts.CgroupPath = cgroup(t)
+	reload(t, opts)
+	enter(t, old)
+	if got := dial(t, direct); got != 'd' {
+		t.Errorf("in the old cgroup: answer from %c", got)
+	}
+	enter(t, opts.CgroupPath)
+	if got := dial(t, direct); got != 'a' {
+		t.Errorf("in the new cgroup: answer from %c", got)
+	}
+}
+
+func TestOpenMaps(t *testing.T) {
+	o, opts := load(t)
+	o.program(t, front4, tcp, 1)
+	m, err := OpenMaps(opts.PinDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	var svc Service
+	if err := m.Services.Lookup(frontendKey(front4, tcp), &svc); err != nil {
+		t.Error(err)
+	}
+	if err := m.Services.Put(frontendKey(front6, tcp), svc); err == nil {
+		t.Error("wrote through a read-only map")
+	}
+	if c, err := m.Counters(); err != nil || len(c) != int(rowsTmbReasonTMB_REASONS) {
+		t.Errorf("counters: %v, %v", c, err)
+	}
+	if _, err := OpenMaps(t.TempDir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no maps there: %v", err)
+	}
+}
+

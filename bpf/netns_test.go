@@ -185,4 +185,3 @@ func macOf(l netlink.Link) (m [6]byte) {
 	copy(m[:], l.Attrs().HardwareAddr)
 	return m
 }
-
