@@ -64,8 +64,10 @@ func newDecoder(intern bool) *decoder {
 // until the next call and its strings alias name and value; owned copies it.
 // All other records are the caller's.
 func (d *decoder) decode(kind Kind, name string, value []byte) (Record, error) {
-	if err := validateName(kind, name); err != nil {
-		return nil, err
+	if kind != KindAddress && kind != KindIdentity { // these parse their names
+		if err := validateName(kind, name); err != nil {
+			return nil, err
+		}
 	}
 	plain, buf, err := unpack(value, d.buf)
 	d.buf = buf

@@ -32,9 +32,9 @@ func (t *symbols) number(s string, own func(string) string) uint32 {
 }
 
 // addressTable holds a cluster's address records: the most numerous kind by
-// far, so a row has 80 bytes and shares what it can.
+// far, so a row has some 80 bytes and shares what it can.
 type addressTable struct {
-	rows    map[addressKey]addressRow
+	rows    *rowTable[addressKey, addressRow]
 	symbols symbols // node names and namespaces
 	ports   [][]NamedPort
 	portsAt map[*NamedPort]uint32
@@ -59,7 +59,7 @@ type addressRow struct {
 }
 
 func newAddressTable() addressTable {
-	return addressTable{rows: map[addressKey]addressRow{}, portsAt: map[*NamedPort]uint32{}, in: newInterner()}
+	return addressTable{rows: newRowTable[addressKey, addressRow](), portsAt: map[*NamedPort]uint32{}, in: newInterner()}
 }
 
 // key is the row's key; ok is false if the node has never been seen.
@@ -76,8 +76,13 @@ func makeAddressKey(p netip.Prefix, node uint32) addressKey {
 	return addressKey{addr: p.Addr().As16(), bits: uint8(bits), node: node}
 }
 
-func (t *addressTable) put(a *Address) {
-	row := addressRow{
+// put returns the footprints of what was under the key and of what is now.
+func (t *addressTable) put(a *Address) (old, now uint64, had bool) {
+	row, had := t.rows.upsert(makeAddressKey(a.Name.Prefix, t.symbols.number(a.Name.Node, t.in.unique)))
+	if had {
+		old = t.footprint(row)
+	}
+	*row = addressRow{
 		origin: a.Origin, identity: a.Identity, podLen: uint16(len(a.Pod)),
 		namespace: t.symbols.number(a.Namespace, t.in.unique),
 	}
@@ -90,7 +95,7 @@ func (t *addressTable) put(a *Address) {
 	if len(a.NamedPorts) > 0 {
 		row.ports = t.portsIndex(a.NamedPorts)
 	}
-	t.rows[makeAddressKey(a.Name.Prefix, t.symbols.number(a.Name.Node, t.in.unique))] = row
+	return old, t.footprint(row), had
 }
 
 func (t *addressTable) portsIndex(ports []NamedPort) uint32 {
@@ -109,44 +114,45 @@ func (t *addressTable) get(n AddressName) (Address, bool) {
 	if !ok {
 		return Address{}, false
 	}
-	row, ok := t.rows[k]
-	if !ok {
+	row := t.rows.get(k)
+	if row == nil {
 		return Address{}, false
 	}
 	return t.record(k, row), true
 }
 
+// size is the footprint of what is under n.
 func (t *addressTable) size(n AddressName) (uint64, bool) {
 	k, ok := t.key(n)
 	if !ok {
 		return 0, false
 	}
-	row, ok := t.rows[k]
-	if !ok {
+	row := t.rows.get(k)
+	if row == nil {
 		return 0, false
 	}
+	return t.footprint(row), true
+}
+
+func (t *addressTable) footprint(row *addressRow) uint64 {
 	ports := 0
 	if row.ports > 0 {
 		ports = len(t.ports[row.ports-1])
 	}
-	return addressFootprint(len(row.text), ports), true
+	return addressFootprint(len(row.text), ports)
 }
 
 func (t *addressTable) remove(n AddressName) {
 	if k, ok := t.key(n); ok {
-		delete(t.rows, k)
+		t.rows.delete(k)
 	}
 }
 
 func (t *addressTable) all(yield func(Address) bool) {
-	for k, row := range t.rows {
-		if !yield(t.record(k, row)) {
-			return
-		}
-	}
+	t.rows.all(func(k addressKey, row *addressRow) bool { return yield(t.record(k, row)) })
 }
 
-func (t *addressTable) record(k addressKey, row addressRow) Address {
+func (t *addressTable) record(k addressKey, row *addressRow) Address {
 	addr, bits := netip.AddrFrom16(k.addr), int(k.bits)
 	if addr.Is4In6() {
 		addr, bits = addr.Unmap(), bits-96
@@ -166,14 +172,6 @@ func (t *addressTable) record(k addressKey, row addressRow) Address {
 }
 
 func addressFootprint(text, ports int) uint64 { return uint64(96 + text + 24*ports) }
-
-// ownerText is how much of an owner a row keeps as text.
-func ownerText(owner string) int {
-	if _, ok := parseUUID(owner); ok {
-		return 0
-	}
-	return len(owner)
-}
 
 // parseUUID reads the one spelling that formatUUID writes: lower case, hyphens.
 func parseUUID(s string) (id [16]byte, ok bool) {
@@ -214,7 +212,7 @@ func formatUUID(id [16]byte) string {
 // identityTable holds a cluster's identities: label keys are numbered, values
 // inline, one string a row.
 type identityTable struct {
-	rows    map[Identity]identityRow
+	rows    *rowTable[Identity, identityRow]
 	keys    symbols
 	in      *interner
 	scratch []byte
@@ -227,10 +225,11 @@ type identityRow struct {
 }
 
 func newIdentityTable() identityTable {
-	return identityTable{rows: map[Identity]identityRow{}, in: newInterner()}
+	return identityTable{rows: newRowTable[Identity, identityRow](), in: newInterner()}
 }
 
-func (t *identityTable) put(r *IdentityRecord) {
+// put returns the footprints of what was under the key and of what is now.
+func (t *identityTable) put(r *IdentityRecord) (old, now uint64, had bool) {
 	b := t.scratch[:0]
 	for _, l := range r.Labels {
 		b = binary.AppendUvarint(b, uint64(t.keys.number(l.Key, t.in.unique)))
@@ -238,18 +237,27 @@ func (t *identityTable) put(r *IdentityRecord) {
 		b = append(b, l.Value...)
 	}
 	t.scratch = b
-	t.rows[r.ID] = identityRow{packed: t.in.slab.bytes(b), labels: uint16(len(r.Labels)), origin: r.Origin}
+	row, had := t.rows.upsert(r.ID)
+	if had {
+		old = row.footprint()
+	}
+	*row = identityRow{packed: t.in.slab.bytes(b), labels: uint16(len(r.Labels)), origin: r.Origin}
+	return old, row.footprint(), had
 }
 
+func (row *identityRow) footprint() uint64 { return identityFootprint(len(row.packed)) }
+
+func identityFootprint(packed int) uint64 { return uint64(64 + packed) }
+
 func (t *identityTable) get(id Identity) (IdentityRecord, bool) {
-	row, ok := t.rows[id]
-	if !ok {
+	row := t.rows.get(id)
+	if row == nil {
 		return IdentityRecord{}, false
 	}
 	return t.record(id, row), true
 }
 
-func (t *identityTable) record(id Identity, row identityRow) IdentityRecord {
+func (t *identityTable) record(id Identity, row *identityRow) IdentityRecord {
 	r := IdentityRecord{ID: id, Origin: row.origin}
 	if row.labels > 0 {
 		r.Labels = make([]Label, 0, row.labels)
@@ -265,29 +273,16 @@ func (t *identityTable) record(id Identity, row identityRow) IdentityRecord {
 }
 
 func (t *identityTable) size(id Identity) (uint64, bool) {
-	row, ok := t.rows[id]
-	if !ok {
-		return 0, false
+	if row := t.rows.get(id); row != nil {
+		return row.footprint(), true
 	}
-	n := uint64(64)
-	for rest := row.packed; rest != ""; {
-		var size uint64
-		_, rest = uvarint(rest)
-		size, rest = uvarint(rest)
-		n += 8 + size
-		rest = rest[size:]
-	}
-	return n, true
+	return 0, false
 }
 
-func (t *identityTable) remove(id Identity) { delete(t.rows, id) }
+func (t *identityTable) remove(id Identity) { t.rows.delete(id) }
 
 func (t *identityTable) all(yield func(IdentityRecord) bool) {
-	for id, row := range t.rows {
-		if !yield(t.record(id, row)) {
-			return
-		}
-	}
+	t.rows.all(func(id Identity, row *identityRow) bool { return yield(t.record(id, row)) })
 }
 
 // uvarint reads what binary.AppendUvarint wrote at the front of s.

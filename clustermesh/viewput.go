@@ -1,6 +1,7 @@
 package clustermesh
 
 import (
+	"encoding/binary"
 	"fmt"
 	"iter"
 	"maps"
@@ -57,8 +58,7 @@ func (v *View) Apply(c Change) error {
 
 // put adds or replaces one record; an Address or IdentityRecord is copied.
 func (v *View) put(r Record) error {
-	old, had := v.sizeOf(r)
-	if err := v.room(r, old, had); err != nil {
+	if err := v.room(r); err != nil {
 		return err
 	}
 	if n, ok := r.(*Node); ok {
@@ -67,31 +67,44 @@ func (v *View) put(r Record) error {
 			return err
 		}
 	}
-	v.set(r)
-	v.bytes += footprint(r) - old
+	old, now, had := v.set(r)
+	v.bytes += now - old
 	if !had {
 		v.keys++
 	}
 	return nil
 }
 
-// room reports that the budget does not allow r in place of a record of size
-// old. What is there stays even when the budget has shrunk.
-func (v *View) room(r Record, old uint64, had bool) error {
+// room reports that a budget does not allow r. What is there stays even when a
+// budget has shrunk, and may be replaced by what is no larger.
+func (v *View) room(r Record) error {
+	if _, ok := r.(*Address); ok && len(v.addresses.symbols.list) > maxSymbols {
+		return refuse(RefusedBudget, "more than %d distinct names in address records", maxSymbols)
+	}
 	maxKeys, maxBytes := v.admission.budgets()
+	size := footprint(r)
+	if v.keys < maxKeys && v.bytes+size <= maxBytes {
+		return nil // the usual case needs no look at what is there
+	}
+	old, had := v.sizeOf(r)
 	if !had && v.keys+1 > maxKeys {
 		return refuse(RefusedBudget, "more than %d keys: the cluster was admitted for no more; raise its budget or publish less", maxKeys)
 	}
-	if size := footprint(r); size > old && v.bytes+size-old > maxBytes {
+	if size > old && v.bytes+size-old > maxBytes {
 		return refuse(RefusedBudget, "more than %d bytes: the cluster was admitted for no more; raise its budget or publish less", maxBytes)
-	}
-	if _, ok := r.(*Address); ok && len(v.addresses.symbols.list) > maxSymbols {
-		return refuse(RefusedBudget, "more than %d distinct names in address records", maxSymbols)
 	}
 	return nil
 }
 
-func (v *View) set(r Record) {
+// set returns the footprints of what was under the key of r and of what is now.
+func (v *View) set(r Record) (old, now uint64, had bool) {
+	switch r := r.(type) {
+	case *Address:
+		return v.addresses.put(r)
+	case *IdentityRecord:
+		return v.identities.put(r)
+	}
+	old, had = v.sizeOf(r)
 	switch r := r.(type) {
 	case *Cluster:
 		v.self = r
@@ -106,10 +119,6 @@ func (v *View) set(r Record) {
 		} else {
 			v.slices[r.Name.Service] = slices.Concat(list[:i], []*EndpointSlice{r}, list[i:])
 		}
-	case *Address:
-		v.addresses.put(r)
-	case *IdentityRecord:
-		v.identities.put(r)
 	case *Workload:
 		v.workloads[ServiceName{r.Namespace, r.Name}] = r
 	case *Policy:
@@ -117,6 +126,7 @@ func (v *View) set(r Record) {
 	case *Peer:
 		v.peers[r.Name] = r
 	}
+	return old, footprint(r), had
 }
 
 // sizeOf is the footprint of what the view holds under the key of r.
@@ -161,8 +171,9 @@ func (v *View) remove(k Key) {
 	if old == nil {
 		return
 	}
+	size, _ := v.sizeOf(old)
 	v.keys--
-	v.bytes -= footprint(old)
+	v.bytes -= size
 	switch r := old.(type) {
 	case *Cluster:
 		v.self = nil
@@ -211,7 +222,7 @@ func (v *View) settle() []*Node {
 }
 
 // footprint is the size of a record for budgets: what it roughly takes in
-// memory, computed from the decoded record so that putting and removing agree.
+// memory. Of packed kinds it is an upper bound; their tables know exactly.
 func footprint(r Record) uint64 {
 	n := 64
 	switch r := r.(type) {
@@ -223,12 +234,14 @@ func footprint(r Record) uint64 {
 		n += 192 + 24*len(r.Frontends) + 24*len(r.Ports) + textSize(r.Failover) + len(r.Name.Name)
 	case *EndpointSlice:
 		n += 128 + 48*len(r.Endpoints) + 24*len(r.Ports) + len(r.Name.Slice)
-	case *Address:
-		return addressFootprint(len(r.Pod)+ownerText(r.Owner), len(r.NamedPorts))
-	case *IdentityRecord:
+	case *Address: // at most: a row packs it
+		return addressFootprint(len(r.Pod)+len(r.Owner), len(r.NamedPorts))
+	case *IdentityRecord: // at most
+		packed := 0
 		for _, l := range r.Labels {
-			n += 8 + len(l.Value)
+			packed += 2*binary.MaxVarintLen32 + len(l.Value)
 		}
+		return identityFootprint(packed)
 	case *Workload:
 		n += 192 + len(r.Name) + len(r.Owner)
 	case *Policy:
