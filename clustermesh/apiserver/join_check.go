@@ -63,6 +63,10 @@ func checkFit(what string, own *clustermesh.Cluster, peers map[string]peerEntry,
 		if e.peer.Name == candidate.Name && e.peer.ID == candidate.ID && certs.SharedRoot(e.peer.CABundle, candidate.CABundle) != nil {
 			continue
 		}
+		if e.peer.Name == candidate.Name && e.peer.ID == candidate.ID {
+			return Refuse(codes.FailedPrecondition, what, "rename one of them; or, if it was set up anew, run tombolo mesh remove "+e.peer.Name+" and join again",
+				"a peer named %s is in the mesh already, with another CA (fingerprint %s)", e.peer.Name, fingerprints(e.peer.CABundle))
+		}
 		others = append(others, e.peer)
 	}
 	if problems := clustermesh.Conflicts(own, others, candidate); len(problems) > 0 {
@@ -122,7 +126,7 @@ func dialRefusal(what, where string, err error) error {
 	return r
 }
 
-// minVersionText fills in for a version that was not told.
+// versionText fills in for a version that was not told.
 func versionText(v string) string {
 	if v == "" {
 		return "unknown"
