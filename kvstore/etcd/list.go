@@ -54,7 +54,7 @@ func (s *Store) List(ctx context.Context, prefix string, at kvstore.Position, vi
 	case l.stopped != nil:
 		return kvstore.Position{}, l.stopped
 	case err != nil:
-		return kvstore.Position{}, s.fail(ctx, l.String(), err)
+		return kvstore.Position{}, s.fail(ctx, l.String(), s.whichStore(ctx, prefix, at, err))
 	}
 	return l.at, nil
 }

@@ -201,6 +201,39 @@ func checkStore(h *pb.ResponseHeader, want uint64) error {
 	return nil
 }
 
+// read proves that the store at is there and has its revision, by a read of one
+// key under prefix, which need not exist. It returns at; for a revision of 0,
+// the present one.
+func (s *Store) read(ctx context.Context, prefix string, at kvstore.Position) (kvstore.Position, error) {
+	key, _ := prefixRange(prefix)
+	r, err := s.kv.Range(ctx, &pb.RangeRequest{Key: key, KeysOnly: true, Revision: at.Revision})
+	if err != nil {
+		return at, s.whichStore(ctx, prefix, at, err)
+	}
+	if err := checkStore(r.Header, at.StoreID); err != nil {
+		return at, err
+	}
+	if at.Revision == 0 {
+		return position(r.Header)
+	}
+	return at, nil
+}
+
+// whichStore looks behind a complaint about a revision, which does not tell the
+// store that made it: revisions of another store mean nothing.
+func (s *Store) whichStore(ctx context.Context, prefix string, at kvstore.Position, complaint error) error {
+	if at.StoreID == 0 || at.Revision == 0 {
+		return complaint
+	}
+	if kind := kindOf(complaint); kind != kvstore.ErrCompacted && kind != kvstore.ErrFutureRevision {
+		return complaint
+	}
+	if _, err := s.read(ctx, prefix, kvstore.Position{StoreID: at.StoreID}); errors.Is(err, kvstore.ErrOtherStore) {
+		return err
+	}
+	return complaint
+}
+
 // readOptions are those of List and Watch.
 func (s *Store) readOptions() []grpc.CallOption {
 	if s.compress.Load() {

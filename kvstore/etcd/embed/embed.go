@@ -32,6 +32,9 @@ const (
 	// cache, which has a history of its own; this one serves the cache itself.
 	retention = "10m"
 
+	// progress is how often a quiet watch is told the present revision.
+	progress = 5 * time.Second
+
 	// With one member an election has one possible outcome: short ticks only
 	// make the start quick and allow leases of one second.
 	tick     = 50 * time.Millisecond
@@ -139,6 +142,7 @@ func config(dir string, fate *fate) (*embed.Config, error) {
 	// come back under the ID of what it was.
 	c.InitialClusterToken = hex.EncodeToString(token)
 	c.TickMs, c.ElectionMs = uint(tick.Milliseconds()), uint(election.Milliseconds())
+	c.WatchProgressNotifyInterval = progress
 	c.QuotaBackendBytes = quota
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, retention
 	c.WarningApplyDuration, c.WarningUnaryRequestDuration = time.Second, 2*time.Second
