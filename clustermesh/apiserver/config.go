@@ -18,9 +18,7 @@ type StoreHandle struct {
 	Store    kvstore.Store   // writes, and reads of the leader
 	Replicas []kvstore.Store // for following: replicas of the one store, tried in turn; nil = Store alone
 	Text     string          // for status: "embedded etcd in DIR", "etcd at ENDPOINTS"
-	// Exclusive: no other replica can exist (an etcd in this process).
-	Exclusive bool
-	Close     func()
+	Close    func()
 }
 
 // Config is what Run needs. Zero values of the last block have defaults.

@@ -64,8 +64,11 @@ type deriver struct {
 	podsByNamespace map[string]map[objectName]*podState
 	podsByNode      map[string]map[objectName]*podState
 	selects         map[labelRef]map[objectName]*serviceState // by the first pair of the selector
-	identityUse     map[string]int                            // pods by label text
-	nodesMoved      bool                                      // prefixes must be shared out anew
+	podsByText      map[string]map[objectName]*podState       // by label text: who uses an identity
+	claimsByAddress map[netip.Addr]map[objectName]*endpointClaim
+	unnumbered      map[string]bool // label texts that may have no number yet
+	unnumberedNodes map[string]bool
+	nodesMoved      bool // prefixes must be shared out anew
 
 	units map[unit]*unitOut
 	dirty map[unit]clustermesh.Origin
@@ -119,7 +122,10 @@ func newDeriver(cfg deriveConfig) *deriver {
 		podsByNamespace: make(map[string]map[objectName]*podState),
 		podsByNode:      make(map[string]map[objectName]*podState),
 		selects:         make(map[labelRef]map[objectName]*serviceState),
-		identityUse:     make(map[string]int),
+		podsByText:      make(map[string]map[objectName]*podState),
+		claimsByAddress: make(map[netip.Addr]map[objectName]*endpointClaim),
+		unnumbered:      make(map[string]bool),
+		unnumberedNodes: make(map[string]bool),
 		units:           make(map[unit]*unitOut),
 		dirty:           make(map[unit]clustermesh.Origin),
 	}
@@ -151,6 +157,12 @@ func (d *deriver) touchAll(at clustermesh.Origin) {
 	}
 	for name := range d.policies {
 		d.touch(policyUnit(name), at)
+	}
+	for text := range d.podsByText {
+		d.unnumbered[text] = true
+	}
+	for name := range d.nodes {
+		d.unnumberedNodes[name] = true
 	}
 }
 

@@ -16,10 +16,22 @@ const LabelGateway = "tombolo.io/gateway"
 
 func (d *deriver) setNode(name string, node *corev1.Node, at clustermesh.Origin) {
 	d.nodesMoved = true
+	old := d.nodes[name]
 	if node == nil {
 		delete(d.nodes, name)
-	} else {
-		d.nodes[name] = &nodeState{node: node}
+		d.touchNode(name, at)
+		return
+	}
+	st := &nodeState{node: node}
+	if old != nil {
+		st.prefixes, st.tunnel, st.problem = old.prefixes, old.tunnel, old.problem
+	}
+	d.nodes[name] = st
+	d.unnumberedNodes[name] = true
+	if old != nil && old.node.Labels[corev1.LabelTopologyZone] == node.Labels[corev1.LabelTopologyZone] &&
+		slices.Equal(nodeAddresses(old.node), nodeAddresses(node)) {
+		d.touch(nodeUnit(name), at) // its pods are not concerned
+		return
 	}
 	d.touchNode(name, at)
 }
@@ -47,42 +59,28 @@ func (d *deriver) shareOut() {
 		return
 	}
 	d.nodesMoved = false
+	// What a change of one node makes of others came to be with that change.
+	var at clustermesh.Origin
+	for u, o := range d.dirty {
+		if u.kind == clustermesh.KindNode && (at == 0 || o < at) {
+			at = o
+		}
+	}
 	taken := newPrefixOwners()
 	for _, name := range slices.Sorted(maps.Keys(d.nodes)) {
 		n := d.nodes[name]
 		prefixes, problem := d.nodePrefixes(name, n.node, taken)
 		if !slices.Equal(prefixes, n.prefixes) {
-			// Others than this node may change hands with it.
-			for at := range d.oldest(name) {
-				d.touchNode(name, at)
-			}
 			n.prefixes, n.tunnel = prefixes, nil
 			for _, p := range prefixes {
 				n.tunnel = append(n.tunnel, tunnelAddress(p))
 			}
+			d.touchNode(name, at)
 		}
 		if (n.problem == nil) != (problem == nil) || (problem != nil && *problem != *n.problem) {
 			n.problem = problem
-			for at := range d.oldest(name) {
-				d.touch(nodeUnit(name), at)
-			}
+			d.touch(nodeUnit(name), at)
 		}
-	}
-}
-
-// oldest yields the origin for what a change of other nodes makes of this one.
-func (d *deriver) oldest(name string) func(func(clustermesh.Origin) bool) {
-	return func(yield func(clustermesh.Origin) bool) {
-		var at clustermesh.Origin
-		for _, o := range d.dirty {
-			if at == 0 || o < at {
-				at = o
-			}
-		}
-		if o, ok := d.dirty[nodeUnit(name)]; ok {
-			at = o
-		}
-		yield(at)
 	}
 }
 

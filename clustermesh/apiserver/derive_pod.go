@@ -38,8 +38,7 @@ func (d *deriver) indexPod(name objectName, st *podState) {
 	if st.pod.Spec.NodeName != "" {
 		put(d.podsByNode, st.pod.Spec.NodeName, name, st)
 	}
-	st.text = d.identityText(st.pod)
-	d.useIdentity(st.text, +1)
+	d.useIdentity(name, st, d.identityText(st.pod))
 }
 
 func (d *deriver) unindexPod(name objectName, st *podState) {
@@ -48,15 +47,17 @@ func (d *deriver) unindexPod(name objectName, st *podState) {
 	}
 	remove(d.podsByNamespace, name.Namespace, name)
 	remove(d.podsByNode, st.pod.Spec.NodeName, name)
-	d.useIdentity(st.text, -1)
+	d.useIdentity(name, st, "")
 }
 
-func (d *deriver) useIdentity(text string, n int) {
-	if text == "" {
-		return
+// useIdentity puts a pod under another label text; "" = none.
+func (d *deriver) useIdentity(name objectName, st *podState, text string) {
+	if st.text != "" {
+		remove(d.podsByText, st.text, name)
 	}
-	if d.identityUse[text] += n; d.identityUse[text] <= 0 {
-		delete(d.identityUse, text)
+	if st.text = text; text != "" {
+		put(d.podsByText, text, name, st)
+		d.unnumbered[text] = true
 	}
 }
 
@@ -97,9 +98,7 @@ func (d *deriver) setNamespace(name string, ns *corev1.Namespace, at clustermesh
 		if text == st.text {
 			continue
 		}
-		d.useIdentity(st.text, -1)
-		st.text = text
-		d.useIdentity(text, +1)
+		d.useIdentity(pod, st, text)
 		d.touch(podUnit(pod), at)
 	}
 }
@@ -121,15 +120,51 @@ type nodeClaim struct {
 }
 
 func (d *deriver) setEndpointClaim(pod objectName, c *endpointClaim, at clustermesh.Origin) {
-	if c == nil {
-		delete(d.claims, pod)
-	} else {
+	touch := func(name objectName) {
+		if st := d.pods[name]; st != nil {
+			d.touch(podUnit(name), at)
+			d.touchServicesOf(st, at)
+		}
+	}
+	if old := d.claims[pod]; old != nil {
+		for _, a := range old.addresses {
+			remove(d.claimsByAddress, a, pod)
+			for other := range d.claimsByAddress[a] {
+				touch(other)
+			}
+		}
+	}
+	delete(d.claims, pod)
+	for _, a := range claimAddresses(c) {
+		put(d.claimsByAddress, a, pod, c)
+		for other := range d.claimsByAddress[a] {
+			touch(other)
+		}
+	}
+	if c != nil {
 		d.claims[pod] = c
 	}
-	if st := d.pods[pod]; st != nil {
-		d.touch(podUnit(pod), at)
-		d.touchServicesOf(st, at)
+	touch(pod)
+}
+
+func claimAddresses(c *endpointClaim) []netip.Addr {
+	if c == nil {
+		return nil
 	}
+	return c.addresses
+}
+
+// holder is the pod that has an address: of several claims, which only a race of
+// two replicas can leave, the newest.
+func (d *deriver) holder(a netip.Addr) objectName {
+	var best objectName
+	var found *endpointClaim
+	for name, c := range d.claimsByAddress[a] {
+		if found == nil || c.origin > found.origin || (c.origin == found.origin && name.String() < best.String()) {
+			best, found = name, c
+		}
+	}
+	return best
 }
 
 func (d *deriver) setNodeClaim(node string, c *nodeClaim, at clustermesh.Origin) {
@@ -180,7 +215,7 @@ func (d *deriver) podAddresses(name objectName, pod *corev1.Pod) (addrs []netip.
 	}
 	for _, a := range claim.addresses {
 		// The node's prefixes may have changed since it registered.
-		if ownAddress(n, a) == nil {
+		if ownAddress(n, a) == nil && d.holder(a) == name {
 			addrs = append(addrs, a)
 		}
 	}
@@ -354,6 +389,9 @@ func (d *deriver) deriveIdentity(text string, y *yield) {
 // touchIdentity: the number of a label set is another, or none any more.
 func (d *deriver) touchIdentity(text string, at clustermesh.Origin) {
 	d.touch(identityUnit(text), at)
+	for pod := range d.podsByText[text] {
+		d.touch(podUnit(pod), at)
+	}
 }
 
 // derivePolicy yields a NetworkPolicy as JSON, without what changes by itself.

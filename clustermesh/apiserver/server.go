@@ -3,9 +3,22 @@ package apiserver
 import (
 	"context"
 	"errors"
-)
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
-var errNotWired = errors.New("the mesh API server is not wired yet")
+	"github.com/tombolo-mesh/tombolo/certs"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
+	"github.com/tombolo-mesh/tombolo/kvstore"
+)
 
 // Run is the mesh API server: it reads the source, publishes records, serves the
 // mesh port and the admin socket, until ctx ends; then it stops in order and
@@ -14,10 +27,261 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	s := &server{cfg: cfg}
+	state, err := openState(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer state.close()
+	handle, err := cfg.Open(ctx)
+	if err != nil {
+		return err
+	}
+	if handle.Close != nil {
+		defer handle.Close()
+	}
+	s, err := newServer(cfg, state, handle)
+	if err != nil {
+		return err
+	}
 	return s.run(ctx)
 }
 
-type server struct{ cfg Config }
+// server is all parts of one mesh API server.
+type server struct {
+	cfg      Config
+	log      *slog.Logger
+	handle   StoreHandle
+	cache    *kvstore.Memory
+	core     *core
+	leader   *leader
+	memory   *storeMemory
+	problems *Problems
+	ca       *certs.CA
+	port     *Port
+	admin    *Admin
+	follow   atomic.Pointer[kvstore.FollowStatus] // of the watch cache
+}
 
-func (s *server) run(context.Context) error { return errNotWired }
+func newServer(cfg Config, state *stateDir, handle StoreHandle) (*server, error) {
+	if len(handle.Replicas) == 0 {
+		handle.Replicas = []kvstore.Store{handle.Store}
+	}
+	s := &server{
+		cfg: cfg, log: cfg.Log, handle: handle,
+		cache:    kvstore.NewReplica(kvstore.MemoryOptions{Log: cfg.Log}),
+		problems: NewProblems(cfg.Log),
+		memory:   openStoreMemory(cfg.StateDir, cfg.Log),
+	}
+	s.core = newCore(cfg, handle.Store, s.cache, s.problems)
+	s.leader = newLeader(leaderConfig{
+		Store: handle.Store, Key: privateKey(cfg.Cluster, "leader", "apiserver"), Holder: state.replica, TTL: cfg.LeaseTTL, Log: cfg.Log,
+	})
+	if err := s.openPort(); err != nil {
+		return nil, err
+	}
+	s.admin = NewAdmin(AdminConfig{
+		Port: s.port, Store: s.cache, Status: s.status, Problems: s.problems.All, Confirm: s.confirm, Log: cfg.Log,
+	})
+	return s, nil
+}
+
+// openPort opens the CA and the leaf and makes the mesh port.
+func (s *server) openPort() error {
+	now := time.Now()
+	var err error
+	if s.cfg.CACert != "" || s.cfg.CAKey != "" {
+		s.ca, err = certs.LoadCA(s.cfg.Cluster, now, s.cfg.CACert, s.cfg.CAKey)
+	} else {
+		s.ca, err = certs.OpenCA(filepath.Join(s.cfg.StateDir, "ca"), s.cfg.Cluster, now)
+	}
+	if err != nil {
+		return err
+	}
+	leaf, err := certs.NewLeaf(filepath.Join(s.cfg.StateDir, "leaf"), certs.APIServer(s.cfg.Cluster), s.log)
+	if err != nil {
+		return err
+	}
+	s.port, err = NewPort(PortConfig{
+		Store: s.handle.Store, Cache: s.cache, CA: s.ca, Leaf: leaf, Bundles: certs.NewBundles(),
+		Registrar: &registry{cfg: s.cfg, core: s.core, store: s.handle.Store},
+		Own:       func() clustermesh.Cluster { return *s.core.own.Load() },
+		Log:       s.log,
+	})
+	return err
+}
+
+// run starts all parts and waits for the end of ctx, or for one that fails.
+func (s *server) run(ctx context.Context) error {
+	mesh, err := net.Listen("tcp", s.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("mesh port: %w; choose another with --listen", err)
+	}
+	defer mesh.Close()
+	socket, err := ListenAdmin(s.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	var metrics net.Listener
+	if s.cfg.Metrics != "" {
+		if metrics, err = net.Listen("tcp", s.cfg.Metrics); err != nil {
+			return fmt.Errorf("metrics: %w; choose another address with --metrics", err)
+		}
+		defer metrics.Close()
+	}
+
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var parts sync.WaitGroup
+	start := func(name string, run func(context.Context) error) {
+		parts.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				stop(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	s.startPublishing(start)
+	start("mesh port", func(ctx context.Context) error { return s.port.Run(ctx, mesh) })
+	start("admin socket", func(ctx context.Context) error { return s.admin.Run(ctx, socket) })
+	if metrics != nil {
+		start("metrics", func(ctx context.Context) error { return serveMetrics(ctx, metrics, s) })
+	}
+	s.log.Info("mesh API server is up", "cluster", s.cfg.Cluster, "id", uint16(s.cfg.ID), "listen", mesh.Addr().String(), "store", s.handle.Text, "fingerprint", s.ca.Fingerprint())
+	if s.cfg.Ready != nil {
+		s.cfg.Ready()
+	}
+	<-ctx.Done()
+	parts.Wait()
+	s.cache.Close()
+	s.memory.save()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// startPublishing starts the way from the source to the store.
+func (s *server) startPublishing(start func(string, func(context.Context) error)) {
+	start("watch cache", func(ctx context.Context) error {
+		return ended(ctx, kvstore.Follow(ctx, kvstore.FollowConfig{
+			Stores: s.handle.Replicas, Prefix: clustermesh.Root, Sink: s.cache.Sink(), Log: s.log, Status: s.followed,
+		}))
+	})
+	start("registrations", func(ctx context.Context) error {
+		return ended(ctx, kvstore.Follow(ctx, kvstore.FollowConfig{
+			Stores: []kvstore.Store{s.cache}, Prefix: privatePrefix(s.cfg.Cluster), Sink: &claimsSink{core: s.core, log: s.log}, Log: s.log,
+		}))
+	})
+	start("core", func(ctx context.Context) error { s.core.run(ctx); return nil })
+	start("source", func(ctx context.Context) error { return s.cfg.Source.Run(ctx, s.core.deliver) })
+	start("leader", func(ctx context.Context) error {
+		s.leader.run(ctx, func(ctx context.Context, f *fence) error {
+			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.ca.Bundle, memory: s.memory}
+			return t.run(ctx)
+		})
+		return nil
+	})
+	start("notes", func(ctx context.Context) error {
+		for ctx.Err() == nil {
+			pause(ctx, 5*time.Second)
+			s.memory.save()
+		}
+		return nil
+	})
+}
+
+// ended makes nothing of an error that only says that ctx ended.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// followed notes where the watch cache stands.
+func (s *server) followed(st kvstore.FollowStatus) {
+	s.follow.Store(&st)
+	if st.LastError == nil {
+		s.problems.Set("cache", nil)
+		return
+	}
+	s.problems.Set("cache", []Problem{{
+		Object: "store", What: "does not answer", Why: printable(st.LastError.Error()),
+		Fix: "see that etcd runs and can be reached; until then readers are served what is known and nothing is published",
+	}})
+}
+
+// status fills in what the port does not know.
+func (s *server) status(ctx context.Context, out *pb.StatusResponse) error {
+	leads, _, _ := s.leader.status()
+	at := s.cache.Position()
+	out.Leader, out.StoreId, out.Revision = leads, at.StoreID, at.Revision
+	out.Store, out.Version = s.handle.Text, s.cfg.Version
+	out.Records = make(map[string]int64)
+	_, err := s.cache.List(ctx, clustermesh.Root, kvstore.Position{}, func(kvs []kvstore.KV) error {
+		for _, kv := range kvs {
+			out.Keys++
+			if key, err := clustermesh.ParseKey(kv.Key); err == nil {
+				out.Records[string(key.Scope)+"/"+string(key.Kind)]++
+				if key.Kind == clustermesh.KindNode && key.Scope == clustermesh.ScopeExport && key.Cluster == s.cfg.Cluster {
+					out.Nodes = append(out.Nodes, key.Name)
+				}
+				if key.Kind == clustermesh.KindCluster && key.Cluster == s.cfg.Cluster {
+					if r, err := clustermesh.Decode(key, kv.Value); err == nil {
+						out.Cluster.Incarnation = r.(*clustermesh.Cluster).Incarnation
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil && at.StoreID == 0 {
+		return nil // nothing has been read yet: a problem says so
+	}
+	return err
+}
+
+// confirm lets held deletes go ahead; kind "" = all.
+func (s *server) confirm(kind string) int {
+	pub := s.core.publisher.Load()
+	if pub == nil {
+		return 0
+	}
+	n := 0
+	for _, h := range pub.Held() {
+		if kind == "" || kind == h.Kind {
+			n += pub.Confirm(h.Kind)
+		}
+	}
+	return n
+}
+
+// serveMetrics serves /metrics until ctx ends.
+func serveMetrics(ctx context.Context, l net.Listener, s *server) error {
+	srv := &http.Server{Handler: metricsHandler(s), ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// replicaName is how this replica signs the leader key: the host's name helps
+// people, the random part makes it unique.
+func replicaName(dir string) (string, error) {
+	path := filepath.Join(dir, "replica")
+	text, err := os.ReadFile(path)
+	if err == nil && len(strings.TrimSpace(string(text))) > 0 {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if err != nil && !os.IsNotExist(err) {
+		return "", err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	name := fmt.Sprintf("%s-%016x", host, newIncarnation())
+	return name, replaceFile(path, []byte(name+"\n"))
+}

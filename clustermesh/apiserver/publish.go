@@ -1,0 +1,365 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/kvstore"
+)
+
+// core owns the deriver. Its goroutine runs what others hand it, one after the
+// other; after each piece it brings what it leads up to date.
+type core struct {
+	cfg         Config
+	log         *slog.Logger
+	cache       *kvstore.Memory
+	problems    *Problems
+	identities  *numbers
+	nodeNumbers *numbers
+	work        chan func()
+	stopped     chan struct{}
+
+	// Of the goroutine alone.
+	d            *deriver
+	sourceListed bool // the source has delivered a complete list
+	claimsListed bool // what is under private/ has been read
+	relist       bool // the source was listed anew: the guard judges
+	pub          *kvstore.Publisher
+	termCtx      context.Context
+	listed       bool // the publisher of this term has had a complete list
+	retry        *time.Timer
+	unused       map[string]time.Time // label texts and nodes → since when nobody uses their number
+	guardAt      time.Time            // last complete list handed to the publisher
+
+	own       atomic.Pointer[clustermesh.Cluster] // as it should be announced; incarnation and bundle left out
+	publisher atomic.Pointer[kvstore.Publisher]   // pub, for status
+}
+
+const (
+	identityCooldown = 24 * time.Hour
+	nodeCooldown     = 10 * time.Minute
+	// unusedFor is how long nobody must have used a number before it is freed: a
+	// redeployment keeps its identities.
+	unusedFor = time.Minute
+	// collectEvery is how often unused numbers are looked for.
+	collectEvery = 15 * time.Second
+	ensureTime   = 5 * time.Second
+)
+
+func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *Problems) *core {
+	c := &core{
+		cfg: cfg, log: cfg.Log, cache: cache, problems: problems,
+		identities:  newNumbers(numbersConfig{Store: store, Prefix: identityPrefix(cfg.Cluster), Max: 1<<clustermesh.IdentityBits - 1, Cooldown: identityCooldown}),
+		nodeNumbers: newNumbers(numbersConfig{Store: store, Prefix: nodeNumberPrefix(cfg.Cluster), Max: 1<<16 - 1, Cooldown: nodeCooldown}),
+		work:        make(chan func(), 1024),
+		stopped:     make(chan struct{}),
+		unused:      make(map[string]time.Time),
+	}
+	c.d = newDeriver(deriveConfig{
+		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes,
+		Identity: func(text string) uint32 { n, _ := c.identities.lookup(text); return n },
+		NodeNumber: func(node string) uint16 {
+			n, _ := c.nodeNumbers.lookup(node)
+			return uint16(n)
+		},
+		Stored:      c.stored,
+		StoredUnder: c.storedUnder,
+	})
+	c.announce()
+	return c
+}
+
+// stored is what the watch cache holds under key.
+func (c *core) stored(key string) []byte {
+	kv, err := getKey(context.Background(), c.cache, key)
+	if err != nil || kv.Key == "" {
+		return nil
+	}
+	return kv.Value
+}
+
+func (c *core) storedUnder(prefix string) []string {
+	var keys []string
+	// The cache answers from memory; before it was filled there is nothing.
+	_, _ = c.cache.List(context.Background(), prefix, kvstore.Position{}, func(kvs []kvstore.KV) error {
+		for _, kv := range kvs {
+			keys = append(keys, kv.Key)
+		}
+		return nil
+	})
+	return keys
+}
+
+// do hands f to the core's goroutine and does not wait for it. After the core
+// has stopped it does nothing.
+func (c *core) do(f func()) {
+	select {
+	case c.work <- f:
+	case <-c.stopped:
+	}
+}
+
+var errStopping = errors.New("the mesh API server is stopping")
+
+// ask runs f in the core's goroutine and waits for it.
+func (c *core) ask(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case c.work <- func() { defer close(done); f() }:
+	case <-c.stopped:
+		return errStopping
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-done:
+		return nil
+	case <-c.stopped:
+		return errStopping
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run works until ctx ends.
+func (c *core) run(ctx context.Context) {
+	defer close(c.stopped)
+	c.retry = time.NewTimer(time.Hour)
+	defer c.retry.Stop()
+	collect := time.NewTicker(collectEvery)
+	defer collect.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-c.work:
+			f()
+			c.takePending()
+		case <-c.retry.C:
+		case <-collect.C:
+			c.collect(ctx)
+			c.reconfirm()
+		}
+		c.settle(ctx)
+	}
+}
+
+// takePending takes what else has come in, so that many changes are derived at
+// once.
+func (c *core) takePending() {
+	for range cap(c.work) {
+		select {
+		case f := <-c.work:
+			f()
+		default:
+			return
+		}
+	}
+}
+
+// deliver takes what the source says.
+func (c *core) deliver(o Objects) {
+	c.do(func() {
+		c.d.apply(o)
+		c.problems.Set("source", o.Problems)
+		if o.Complete {
+			c.sourceListed, c.relist = true, true
+		}
+	})
+}
+
+// lead begins a term: everything is derived for a fresh publisher. nil ends it.
+func (c *core) lead(ctx context.Context, pub *kvstore.Publisher) {
+	c.do(func() {
+		c.pub, c.termCtx, c.listed, c.relist = pub, ctx, false, true
+		c.publisher.Store(pub)
+	})
+}
+
+// settle brings what is published up to date.
+func (c *core) settle(ctx context.Context) {
+	if !c.sourceListed || !c.claimsListed {
+		return
+	}
+	c.d.shareOut()
+	if c.pub == nil {
+		return
+	}
+	if !c.ensure(ctx) {
+		c.retry.Reset(time.Second)
+		return
+	}
+	if c.relist {
+		c.publishAll()
+	} else if len(c.d.dirty) > 0 {
+		c.d.flush(c.emit)
+		c.problems.Set("objects", c.d.problems())
+	}
+	if c.announce() && c.listed {
+		c.pub.Listed() // the marker says something new
+	}
+	c.problems.Set("guard", heldProblems(c.pub))
+}
+
+func (c *core) emit(key string, value []byte) {
+	if value == nil {
+		c.pub.Delete(key)
+		return
+	}
+	c.pub.Set(key, value)
+}
+
+// publishAll hands the publisher a complete list. What it lacks is not deleted
+// one by one: the guard has a say.
+func (c *core) publishAll() {
+	at := clustermesh.OriginAt(time.Now())
+	c.d.touchAll(at)
+	for _, text := range c.identities.texts() {
+		c.d.touch(identityUnit(text), at)
+	}
+	c.pub.Relist()
+	c.d.flush(func(key string, value []byte) {
+		if value != nil {
+			c.pub.Set(key, value)
+		}
+	})
+	c.announce()
+	c.pub.Listed()
+	c.relist, c.listed, c.guardAt = false, true, time.Now()
+	c.problems.Set("objects", c.d.problems())
+}
+
+// reconfirm gives the guard a second list to agree with, when it holds something.
+// The source reads itself anew in the meantime.
+func (c *core) reconfirm() {
+	if c.pub != nil && c.listed && len(c.pub.Held()) > 0 && time.Since(c.guardAt) > c.cfg.Guard {
+		c.relist = true
+	}
+}
+
+// ensure gives numbers to all that needs one. It is false when the store did not
+// answer: what is published stays as it is until it does.
+func (c *core) ensure(ctx context.Context) bool {
+	if len(c.d.unnumbered)+len(c.d.unnumberedNodes) == 0 {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, ensureTime)
+	defer cancel()
+	at := clustermesh.OriginAt(time.Now())
+	var problems []Problem
+	texts := unnumbered(c.identities, c.d.unnumbered, func(text string) bool { return len(c.d.podsByText[text]) > 0 })
+	done, err := c.identities.ensure(ctx, texts)
+	for _, text := range done {
+		c.d.touchIdentity(text, at)
+	}
+	ok := c.numbered("identities", err, &problems)
+	nodes := unnumbered(c.nodeNumbers, c.d.unnumberedNodes, func(node string) bool { return c.d.nodes[node] != nil })
+	done, err = c.nodeNumbers.ensure(ctx, nodes)
+	for _, node := range done {
+		c.d.touchNode(node, at)
+	}
+	ok = c.numbered("node numbers", err, &problems) && ok
+	c.problems.Set("numbers", problems)
+	if ok {
+		clear(c.d.unnumbered)
+		clear(c.d.unnumberedNodes)
+	}
+	return ok
+}
+
+func unnumbered(n *numbers, candidates map[string]bool, needed func(string) bool) []string {
+	var texts []string
+	for _, text := range slices.Sorted(maps.Keys(candidates)) {
+		if _, has := n.lookup(text); !has && needed(text) {
+			texts = append(texts, text)
+		}
+	}
+	return texts
+}
+
+// numbered judges an allocation. Numbers that are used up stop nothing else:
+// the workload counts as not yet known.
+func (c *core) numbered(what string, err error, problems *[]Problem) bool {
+	if err == nil {
+		return true
+	}
+	p := Problem{Object: what, What: "some have no number", Why: printable(err.Error()), Fix: "it is tried again; see that the store answers"}
+	if errors.Is(err, errNumbersUsedUp) {
+		p.Fix = "until one is free such workloads count as unknown ones of this cluster"
+	}
+	*problems = append(*problems, p)
+	return errors.Is(err, errNumbersUsedUp)
+}
+
+// collect frees numbers that nobody has used for a while. The leader alone does it.
+func (c *core) collect(ctx context.Context) {
+	if c.pub == nil || !c.listed || !c.sourceListed || !c.claimsListed {
+		clear(c.unused)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, ensureTime)
+	defer cancel()
+	at := clustermesh.OriginAt(time.Now())
+	free := func(n *numbers, prefix string, used func(string) bool, touch func(string, clustermesh.Origin)) {
+		var due []string
+		for _, text := range n.texts() {
+			since, waiting := c.unused[prefix+text]
+			switch {
+			case used(text):
+				delete(c.unused, prefix+text)
+			case !waiting:
+				c.unused[prefix+text] = time.Now()
+			case time.Since(since) >= unusedFor:
+				due = append(due, text)
+				delete(c.unused, prefix+text)
+			}
+		}
+		done, err := n.free(ctx, due)
+		if err != nil {
+			c.log.Info("unused numbers were not freed; it is tried again", "err", err)
+		}
+		for _, text := range done {
+			touch(text, at)
+		}
+	}
+	free(c.identities, "i", func(text string) bool { return len(c.d.podsByText[text]) > 0 }, c.d.touchIdentity)
+	free(c.nodeNumbers, "n", func(node string) bool { return c.d.nodes[node] != nil }, c.d.touchNode)
+}
+
+// announce notes what the own cluster record should say; true if that changed.
+func (c *core) announce() bool {
+	r := &clustermesh.Cluster{
+		Name: c.cfg.Cluster, ID: c.cfg.ID, MeshAddresses: c.cfg.Advertise,
+		PodPrefixes: c.d.podPrefixes(), Capabilities: capabilities, Version: c.cfg.Version,
+	}
+	old := c.own.Load()
+	c.own.Store(r)
+	return old == nil || !slices.Equal(old.PodPrefixes, r.PodPrefixes)
+}
+
+// capabilities are announced in the cluster record: what a reader may rely on.
+var capabilities = []string{"zstd"}
+
+// heldProblems says what the guard holds and how it is let go.
+func heldProblems(pub *kvstore.Publisher) []Problem {
+	var ps []Problem
+	for _, h := range pub.Held() {
+		ps = append(ps, Problem{
+			Object: "records of kind " + h.Kind,
+			What:   "a mass delete is held",
+			Why:    massDelete(h),
+			Fix:    "if it is meant: tombolo mesh confirm-deletes " + h.Kind + "; it goes ahead by itself when a second list agrees",
+			Since:  h.Since,
+		})
+	}
+	for _, r := range pub.Refused() {
+		ps = append(ps, Problem{Object: "record " + r.Key, What: "not taken", Why: r.Err.Error(), Fix: "what was published before stays in force"})
+	}
+	return ps
+}

@@ -1,0 +1,137 @@
+package apiserver
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/tombolo-mesh/tombolo/kvstore"
+)
+
+// storeMemory remembers, in the state directory, which store was published to
+// and how far: so that a replaced, an emptied and a restored etcd are told from
+// the one that was there before, also after a restart.
+type storeMemory struct {
+	path string
+	log  *slog.Logger
+
+	mu   sync.Mutex
+	last storeNote
+	kept storeNote // as on disk
+}
+
+type storeNote struct {
+	StoreID  string `json:"storeID"` // hexadecimal
+	Revision int64  `json:"revision"`
+}
+
+// openStoreMemory reads what is remembered. A file that cannot be read is as
+// good as none.
+func openStoreMemory(dir string, log *slog.Logger) *storeMemory {
+	m := &storeMemory{path: filepath.Join(dir, "store.json"), log: log}
+	text, err := os.ReadFile(m.path)
+	if err == nil {
+		err = json.Unmarshal(text, &m.last)
+	}
+	if err != nil && !os.IsNotExist(err) {
+		log.Warn("which store was published to last is not known", "file", m.path, "err", err)
+		m.last = storeNote{}
+	}
+	m.kept = m.last
+	return m
+}
+
+func storeIDText(id uint64) string { return fmt.Sprintf("%016x", id) }
+
+// judge says whether the store at this position is another than was published
+// to last, so that a new incarnation is due, and what an operator should know.
+func (m *storeMemory) judge(at kvstore.Position, marked bool) (fresh bool, p *Problem) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last.StoreID == "" {
+		return false, nil
+	}
+	id := storeIDText(at.StoreID)
+	again := "it was published to again from the source, as a new incarnation; peers keep what they have until that is complete"
+	switch {
+	case !marked:
+		return true, &Problem{
+			Object: "store", What: "the etcd came back empty", Since: time.Now(),
+			Why: fmt.Sprintf("store %s at revision %d holds no publication of this cluster; store %s was published to up to revision %d", id, at.Revision, m.last.StoreID, m.last.Revision),
+			Fix: again + ". Check with tombolo mesh list which clusters are still joined, and with tombolo status that every node is registered; restore a backup if they are not",
+		}
+	case id != m.last.StoreID:
+		return true, &Problem{
+			Object: "store", What: "the etcd is a different one than before", Since: time.Now(),
+			Why: fmt.Sprintf("its ID is %s, before it was %s", id, m.last.StoreID),
+			Fix: again + ". If it is not the one you meant, correct --etcd-endpoints",
+		}
+	case at.Revision < m.last.Revision:
+		return true, &Problem{
+			Object: "store", What: "the etcd was restored from a backup", Since: time.Now(),
+			Why: fmt.Sprintf("it is at revision %d, before it was at %d", at.Revision, m.last.Revision),
+			Fix: again + ". Clusters that joined or left since the backup must do so again",
+		}
+	}
+	return false, nil
+}
+
+// accept remembers the store as the one that is published to.
+func (m *storeMemory) accept(at kvstore.Position) {
+	m.mu.Lock()
+	m.last = storeNote{StoreID: storeIDText(at.StoreID), Revision: at.Revision}
+	m.mu.Unlock()
+	m.save()
+}
+
+// saw notes how far the store has come. It does not write: see save.
+func (m *storeMemory) saw(at kvstore.Position) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last.StoreID == storeIDText(at.StoreID) {
+		m.last.Revision = max(m.last.Revision, at.Revision)
+	}
+}
+
+// save writes what is remembered to disk, if it changed. An older revision on
+// disk does no harm: it notices fewer backups.
+func (m *storeMemory) save() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last == m.kept {
+		return
+	}
+	text, err := json.Marshal(m.last)
+	if err == nil {
+		err = replaceFile(m.path, append(text, '\n'))
+	}
+	if err != nil {
+		m.log.Warn("which store was published to is not remembered", "err", err)
+		return
+	}
+	m.kept = m.last
+}
+
+// replaceFile writes a file as a whole, or leaves the former one.
+func replaceFile(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	return err
+}

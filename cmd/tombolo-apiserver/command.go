@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver"
+	"github.com/tombolo-mesh/tombolo/kvstore/etcd"
+	"github.com/tombolo-mesh/tombolo/kvstore/etcd/embed"
+)
+
+// options are the flags.
+type options struct {
+	cluster     string
+	id          uint16
+	stateDir    string
+	manifests   string
+	listen      string
+	advertise   []string
+	socket      string
+	etcd        apiserver.EtcdConfig
+	caCert      string
+	caKey       string
+	podPrefixes []string
+	metrics     string
+	logLevel    string
+}
+
+const example = `  # A cluster with an etcd of its own in the process:
+  tombolo-apiserver --cluster aws --cluster-id 1 --state-dir /var/lib/tombolo \
+    --manifests /etc/tombolo/manifests --pod-prefix 10.1.0.0/16 \
+    --listen :9443 --advertise mesh.aws.example:9443 --socket /run/tombolo/admin.sock
+
+  # Two replicas over an external etcd: run this on two machines.
+  tombolo-apiserver --cluster gcp --cluster-id 2 --state-dir /var/lib/tombolo \
+    --manifests /etc/tombolo/manifests --pod-prefix 10.2.0.0/16 \
+    --listen :9443 --advertise a.gcp.example:9443,b.gcp.example:9443 \
+    --socket /run/tombolo/admin.sock --ca-cert ca.pem --ca-key ca.key \
+    --etcd-endpoints https://etcd-1:2379,https://etcd-2:2379 \
+    --etcd-ca etcd-ca.pem --etcd-cert client.pem --etcd-key client.key`
+
+// command is the command line; serve runs what it says.
+func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Config) error) *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:           "tombolo-apiserver",
+		Short:         "The mesh API server of a cluster",
+		Long:          "tombolo-apiserver reads Kubernetes objects, publishes them as records in the\ncluster's etcd, and serves them to the cluster's own agents and to other clusters\nof the mesh. Look at it and change it with tombolo, through the admin socket.",
+		Example:       example,
+		Version:       version(),
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+				return fmt.Errorf("--log-level: %q is not one of debug, info, warn, error", o.logLevel)
+			}
+			log := newLog(stderr, level)
+			cfg, err := o.config(log)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), cfg)
+		},
+	}
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&o.cluster, "cluster", "", "name of the cluster, unique in the mesh: a DNS label")
+	f.Uint16Var(&o.id, "cluster-id", 0, "number of the cluster, 1–4095, unique in the mesh")
+	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo", "folder for all that a restart must know: CA, certificate, embedded etcd")
+	f.StringVar(&o.manifests, "manifests", "", "folder tree of Kubernetes manifests (.yaml, .yml, .json), watched")
+	f.StringVar(&o.listen, "listen", ":9443", "host:port of the mesh port")
+	f.StringSliceVar(&o.advertise, "advertise", nil, "host:port at which other clusters and agents reach the mesh port, in order of preference (default: --listen)")
+	f.StringVar(&o.socket, "socket", "/run/tombolo/apiserver.sock", "Unix socket of the admin calls")
+	f.StringSliceVar(&o.podPrefixes, "pod-prefix", nil, "prefix that all pod addresses of the cluster lie in; give it for each family (default: the union of the nodes')")
+	f.StringSliceVar(&o.etcd.Endpoints, "etcd-endpoints", nil, "URLs of an external etcd (default: one embedded in this process)")
+	f.StringVar(&o.etcd.CA, "etcd-ca", "", "file with the CA of the external etcd, PEM")
+	f.StringVar(&o.etcd.Cert, "etcd-cert", "", "file with the client certificate for it, PEM")
+	f.StringVar(&o.etcd.Key, "etcd-key", "", "file with the client key for it, PEM")
+	f.StringVar(&o.caCert, "ca-cert", "", "file with the cluster's CA certificate and what is above it, PEM (default: one is made at first start)")
+	f.StringVar(&o.caKey, "ca-key", "", "file with the key of the cluster's CA, PEM")
+	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics (default: none)")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+// config makes of the flags what Run takes.
+func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
+	cfg := apiserver.Config{
+		Cluster: o.cluster, ID: clustermesh.ID(o.id), StateDir: o.stateDir,
+		Listen: o.listen, Advertise: o.advertise, Socket: o.socket, Metrics: o.metrics,
+		CACert: o.caCert, CAKey: o.caKey, Version: version(), Log: log,
+	}
+	if o.manifests == "" {
+		return cfg, errors.New("--manifests is empty; give the folder that holds the cluster's Kubernetes manifests")
+	}
+	if (o.caCert == "") != (o.caKey == "") {
+		return cfg, errors.New("--ca-cert and --ca-key belong together; give both or neither")
+	}
+	cfg.Source = apiserver.NewFolder(apiserver.FolderConfig{Dir: o.manifests, Cache: filepath.Join(o.stateDir, "manifests"), Log: log})
+	for _, text := range o.podPrefixes {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return cfg, fmt.Errorf("--pod-prefix: %q is no prefix; write it as 10.1.0.0/16", text)
+		}
+		cfg.PodPrefixes = append(cfg.PodPrefixes, p)
+	}
+	if len(o.etcd.Endpoints) == 0 {
+		cfg.Open = func(ctx context.Context) (apiserver.StoreHandle, error) { return openEmbedded(ctx, o.stateDir, log) }
+		return cfg, nil
+	}
+	tls, err := o.etcd.TLS()
+	if err != nil {
+		return cfg, err
+	}
+	external := etcd.Config{Endpoints: o.etcd.Endpoints, TLS: tls, Log: log}
+	cfg.Open = func(ctx context.Context) (apiserver.StoreHandle, error) { return openExternal(ctx, external) }
+	return cfg, nil
+}
+
+func openEmbedded(ctx context.Context, stateDir string, log *slog.Logger) (apiserver.StoreHandle, error) {
+	dir := filepath.Join(stateDir, "etcd")
+	server, err := embed.Start(ctx, embed.Config{Dir: dir, Log: log.With("part", "etcd")})
+	if err != nil {
+		return apiserver.StoreHandle{}, err
+	}
+	return apiserver.StoreHandle{Store: server.Store(), Text: "embedded etcd in " + dir, Close: server.Close}, nil
+}
+
+func openExternal(ctx context.Context, cfg etcd.Config) (apiserver.StoreHandle, error) {
+	store, err := etcd.Open(ctx, cfg)
+	if err != nil {
+		return apiserver.StoreHandle{}, err
+	}
+	replicas, closeReplicas, err := etcd.Replicas(ctx, cfg)
+	if err != nil {
+		store.Close()
+		return apiserver.StoreHandle{}, err
+	}
+	return apiserver.StoreHandle{
+		Store: store, Replicas: replicas, Text: fmt.Sprintf("etcd at %v", cfg.Endpoints),
+		Close: func() { closeReplicas(); store.Close() },
+	}, nil
+}
+
+func serve(ctx context.Context, cfg apiserver.Config) error {
+	err := apiserver.Run(ctx, cfg)
+	if err != nil {
+		cfg.Log.Error("mesh API server ended", "err", err)
+	}
+	return err
+}
+
+// version is that of the build, by the module or the commit.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && (v == "" || v == "(devel)") {
+			v = "devel-" + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	if v == "" || v == "(devel)" {
+		return "devel"
+	}
+	return v
+}
