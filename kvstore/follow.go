@@ -125,10 +125,20 @@ func (f *follower) failed(ctx context.Context, err error) {
 	f.connected(false)
 	f.status.LastError = err
 	f.report()
-	wait := backoffWait(f.failures)
+	wait := f.pause()
 	f.Log.Info("not connected", "prefix", f.Prefix, "store", f.store, "error", err, "retry", wait)
 	f.store = (f.store + 1) % len(f.Stores)
 	sleep(ctx, wait)
+}
+
+// pause is how long to wait before the next attempt: within a round of all
+// replicas a moment, after it longer each time.
+func (f *follower) pause() time.Duration {
+	n := len(f.Stores)
+	if f.failures%n != 0 {
+		return backoffWait(1)
+	}
+	return backoffWait(f.failures / n)
 }
 
 // judge draws the conclusions from err: whether the watch can be resumed at

@@ -413,7 +413,7 @@ func TestFollowIgnoresALaggingReplica(t *testing.T) {
 		time.Sleep(time.Minute)
 		v.want("must list, but not there", "a", "2")
 		fresh.Break(nil)
-		time.Sleep(time.Minute)
+		time.Sleep(2 * time.Minute)
 		v.want("caught up", "a", "3")
 	})
 }
