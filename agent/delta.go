@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
@@ -57,6 +58,8 @@ type Delta[K comparable, V comparable] struct {
 	stuck  map[K]actual[V]
 	held   map[K]V
 	drops  map[K]struct{} // dirty keys that must leave before they are put again
+	urgent []K            // dirty keys that go before the others; see Hurry
+	hurry  bool
 
 	scan     *scan[K, V]
 	scanned  bool // the kernel was read at least once, completely
@@ -195,9 +198,47 @@ func (d *Delta[K, V]) note(k K, a actual[V], differs bool) {
 	if differs {
 		d.dirty[k] = a
 		d.peak = max(d.peak, len(d.dirty))
+		if d.hurry {
+			d.urgent = append(d.urgent, k)
+		}
 		return
 	}
 	delete(d.dirty, k)
+}
+
+// Hurry says whether rows changed from now on go before those that wait
+// already: one small change is not to queue behind a first list.
+func (d *Delta[K, V]) Hurry(on bool) { d.hurry = on }
+
+// Urgent is the number of rows that were changed in a hurry and still wait.
+func (d *Delta[K, V]) Urgent() int { return len(d.urgent) }
+
+// candidates yields the dirty keys, urgent ones first (some of them twice), and
+// forgets which of them no longer differ.
+func (d *Delta[K, V]) candidates() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		for _, k := range d.urgent {
+			if _, ok := d.dirty[k]; ok && !yield(k) {
+				return
+			}
+		}
+		for k := range d.dirty {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// settle forgets the urgent keys that were written or became stuck.
+func (d *Delta[K, V]) settle() {
+	d.urgent = slices.DeleteFunc(d.urgent, func(k K) bool {
+		_, ok := d.dirty[k]
+		return !ok
+	})
+	if len(d.urgent) == 0 {
+		d.urgent = nil
+	}
 }
 
 // Release makes the held rows of owners that are known by now removable. Call
@@ -358,12 +399,12 @@ func (d *Delta[K, V]) FlushPuts(budget int, may func(K, V) bool) int {
 	d.unstick()
 	tried, splits := 0, maxSplits
 	batch := make(map[K]V, min(budget, MaxBatch, len(d.dirty)))
-	for k := range d.dirty {
+	for k := range d.candidates() {
 		if tried == budget {
 			break
 		}
 		v, wanted := d.wanted[k]
-		if !wanted || (may != nil && !may(k, v)) {
+		if _, twice := batch[k]; twice || !wanted || (may != nil && !may(k, v)) {
 			continue
 		}
 		if _, drop := d.drops[k]; drop {
@@ -377,6 +418,7 @@ func (d *Delta[K, V]) FlushPuts(budget int, may func(K, V) bool) int {
 		}
 	}
 	d.put(batch, &splits)
+	d.settle()
 	d.shrink()
 	return tried
 }
@@ -405,6 +447,7 @@ func (d *Delta[K, V]) FlushDeletes(budget int, may func(K, V) bool) int {
 		}
 	}
 	d.remove(keys)
+	d.settle()
 	d.shrink()
 	return tried
 }

@@ -1,0 +1,206 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// maxPodRequest bounds the body of a CNI call, in bytes.
+const maxPodRequest = 64 << 10
+
+// APIError is JSON of every answer that is not a success.
+type APIError struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"` // Error
+	Error      string `json:"error"`
+}
+
+// newAPI is the agent's API. It has no authentication of its own: it is served
+// on a Unix socket with mode 0600.
+//
+//	GET  /readyz                              200 once ready, 503 before, with the reason
+//	GET  /metrics                             Prometheus
+//	GET  /v1/status                           Status
+//	GET  /v1/tables                           the tables and where they stand
+//	GET  /v1/tables/<name>[?wanted=true]      text: rows in the kernel, or as they should be
+//	GET  /v1/services                         ServiceList
+//	GET  /v1/services/<namespace>/<name>      ServiceExplanation
+//	GET  /v1/pods                             pods on this node
+//	POST /v1/pods/add, /del, /check           PodRequest → PodResult
+//	POST /v1/resync                           read the kernel again now
+func newAPI(a *Agent) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", a.serveReady)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(a.Collector())
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		var s Status
+		if a.asked(w, r, func() { s = a.status() }) {
+			answer(w, http.StatusOK, s)
+		}
+	})
+	mux.HandleFunc("GET /v1/tables", a.serveTables)
+	mux.HandleFunc("GET /v1/tables/{name}", a.serveTable)
+	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, r *http.Request) {
+		var list ServiceList
+		if a.asked(w, r, func() { list = a.serviceList() }) {
+			answer(w, http.StatusOK, list)
+		}
+	})
+	mux.HandleFunc("GET /v1/services/{namespace}/{name}", a.serveExplain)
+	mux.HandleFunc("POST /v1/resync", func(w http.ResponseWriter, r *http.Request) {
+		a.Notify("")
+		answer(w, http.StatusAccepted, map[string]string{"apiVersion": APIVersion, "kind": "Resync"})
+	})
+	a.podRoutes(mux)
+	return mux
+}
+
+// asked runs f on the owner goroutine; false = the answer is given already.
+func (a *Agent) asked(w http.ResponseWriter, r *http.Request, f func()) bool {
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+	defer cancel()
+	if err := a.call(ctx, f); err != nil {
+		refuse(w, http.StatusServiceUnavailable, err)
+		return false
+	}
+	return true
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	_ = e.Encode(v) // the client is gone: nobody is left to tell
+}
+
+func refuse(w http.ResponseWriter, code int, err error) {
+	answer(w, code, APIError{APIVersion: APIVersion, Kind: "Error", Error: Escape(err.Error())})
+}
+
+func (a *Agent) serveReady(w http.ResponseWriter, r *http.Request) {
+	if a.Ready() {
+		fmt.Fprintln(w, "ready")
+		return
+	}
+	var s Status
+	if !a.asked(w, r, func() { s = a.status() }) {
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	fmt.Fprintln(w, "not ready")
+	for _, c := range s.Clusters {
+		if c.Local && !c.Synced {
+			fmt.Fprintf(w, "cluster %s is not synced: %s\n", c.Name, c.LastError)
+		}
+	}
+	for _, t := range s.Tables {
+		if t.Pending > 0 {
+			fmt.Fprintf(w, "table %s: %d rows are not written\n", t.Name, t.Pending)
+		}
+	}
+}
+
+func (a *Agent) serveTables(w http.ResponseWriter, r *http.Request) {
+	var s Status
+	if a.asked(w, r, func() { s = a.status() }) {
+		answer(w, http.StatusOK, struct {
+			APIVersion string        `json:"apiVersion"`
+			Kind       string        `json:"kind"`
+			Items      []TableStatus `json:"items"`
+		}{APIVersion, "TableList", s.Tables})
+	}
+}
+
+func (a *Agent) serveTable(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	text, err := a.dump(name, r.URL.Query().Get("wanted") != "true")
+	if err != nil {
+		refuse(w, http.StatusNotFound, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, text)
+}
+
+func (a *Agent) serveExplain(w http.ResponseWriter, r *http.Request) {
+	name := clustermesh.ServiceName{Namespace: r.PathValue("namespace"), Name: r.PathValue("name")}
+	var e ServiceExplanation
+	var err error
+	if !a.asked(w, r, func() { e, err = a.explain(name) }) {
+		return
+	}
+	switch {
+	case err != nil:
+		refuse(w, http.StatusNotFound, err)
+	case strings.HasPrefix(r.Header.Get("Accept"), "text/plain"):
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, e.Text)
+	default:
+		answer(w, http.StatusOK, e)
+	}
+}
+
+// podRoutes serve the CNI plugin.
+func (a *Agent) podRoutes(mux *http.ServeMux) {
+	pods := a.cfg.Pods
+	if pods == nil {
+		none := func(w http.ResponseWriter, _ *http.Request) {
+			refuse(w, http.StatusNotImplemented, errors.New("this agent connects no pods"))
+		}
+		mux.HandleFunc("/v1/pods", none)
+		mux.HandleFunc("/v1/pods/", none)
+		return
+	}
+	mux.HandleFunc("GET /v1/pods", func(w http.ResponseWriter, r *http.Request) {
+		list, err := pods.List(r.Context())
+		if err != nil {
+			refuse(w, http.StatusInternalServerError, err)
+			return
+		}
+		if list == nil {
+			list = []LocalPod{}
+		}
+		answer(w, http.StatusOK, struct {
+			APIVersion string     `json:"apiVersion"`
+			Kind       string     `json:"kind"`
+			Items      []LocalPod `json:"items"`
+		}{APIVersion, "PodList", list})
+	})
+	mux.HandleFunc("POST /v1/pods/add", podCall(pods.Add))
+	mux.HandleFunc("POST /v1/pods/del", podCall(func(ctx context.Context, r PodRequest) (PodResult, error) {
+		return PodResult{}, pods.Del(ctx, r)
+	}))
+	mux.HandleFunc("POST /v1/pods/check", podCall(func(ctx context.Context, r PodRequest) (PodResult, error) {
+		return PodResult{}, pods.Check(ctx, r)
+	}))
+}
+
+func podCall(f func(context.Context, PodRequest) (PodResult, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var req PodRequest
+		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPodRequest))
+		if err := in.Decode(&req); err != nil {
+			refuse(w, http.StatusBadRequest, fmt.Errorf("pod request: %w", err))
+			return
+		}
+		res, err := f(r.Context(), req)
+		if err != nil {
+			refuse(w, http.StatusInternalServerError, err)
+			return
+		}
+		answer(w, http.StatusOK, res)
+	}
+}

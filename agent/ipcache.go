@@ -1,0 +1,368 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// addressName is the name of an address record from its key.
+func addressName(k clustermesh.Key) (clustermesh.AddressName, bool) {
+	node, rest, ok := strings.Cut(k.Name, "/")
+	if !ok {
+		return clustermesh.AddressName{}, false
+	}
+	p, err := clustermesh.ParseKeyPrefix(rest)
+	return clustermesh.AddressName{Node: node, Prefix: p}, err == nil
+}
+
+// ipFacts is everything that says something about one prefix, in one cluster.
+type ipFacts struct {
+	cluster clustermesh.ID
+	own     bool                 // the cluster is this node's
+	tunnel  *clustermesh.Node    // the node whose tunnel address this is
+	self    bool                 // that node is this one
+	address *clustermesh.Address // the record that counts
+	number  uint16               // node number of the record's node
+	pod     *LocalPod            // this node's pod that has the address
+	node    *clustermesh.Node    // the node whose pod prefix this is
+	here    uint16               // this node's number
+}
+
+// ipRow says who a prefix belongs to. Pure. A tunnel address is the node's
+// whatever else is said; a record counts more than what this node knows of its
+// own pod, which covers the moment until the record arrives; the pod prefix of a
+// node stands for "some workload of that cluster, not yet known".
+func ipRow(f ipFacts) (IPCacheRow, bool) {
+	anyone := clustermesh.MakeIdentity(f.cluster, 0)
+	switch {
+	case f.tunnel != nil && f.self:
+		return IPCacheRow{uint32(clustermesh.IdentityHost), f.tunnel.Number}, true
+	case f.tunnel != nil:
+		return IPCacheRow{uint32(clustermesh.IdentityRemoteNode), f.tunnel.Number}, true
+	case f.address != nil:
+		id := f.address.Identity
+		if c := id.Cluster(); c != f.cluster && (c != 0 || !f.own) {
+			id = anyone
+		}
+		return IPCacheRow{uint32(id), f.number}, true
+	case f.pod != nil:
+		id := f.pod.Identity
+		if id.Cluster() != f.cluster {
+			id = anyone
+		}
+		return IPCacheRow{uint32(id), f.here}, true
+	case f.node != nil:
+		return IPCacheRow{uint32(anyone), f.node.Number}, true
+	}
+	return IPCacheRow{}, false
+}
+
+// winner is the record that counts when several nodes claim one prefix: the
+// latest fact (a pod moves with its address), then the greatest node name.
+func winner(claims []clustermesh.Address) *clustermesh.Address {
+	var best *clustermesh.Address
+	for i := range claims {
+		a := &claims[i]
+		if best == nil || a.Origin > best.Origin || a.Origin == best.Origin && a.Name.Node > best.Name.Node {
+			best = a
+		}
+	}
+	return best
+}
+
+// takeAddress brings the row of a prefix up to date after node's record of it
+// changed.
+func (s *State) takeAddress(c *clusterState, node string, p netip.Prefix) {
+	p = p.Masked()
+	names, several := c.claims[p]
+	if !several {
+		names = []string{node}
+		if other, ok := s.holder(c, p); ok && other != node {
+			names = append(names, other)
+		}
+	} else if !slices.Contains(names, node) {
+		names = append(names, node)
+	}
+	s.setIP(c, p, names)
+}
+
+// takeFirst is takeAddress for a view that is taken in whole: most prefixes are
+// said by one record, of a node that is known.
+func (s *State) takeFirst(c *clusterState, a *clustermesh.Address) {
+	n := c.nodes[a.Name.Node]
+	if _, said := s.wantedIP(a.Name.Prefix); said || n == nil {
+		s.takeAddress(c, a.Name.Node, a.Name.Prefix)
+		return
+	}
+	f := ipFacts{cluster: c.id, own: c.peer == nil, address: a, number: n.Number}
+	s.nodeFacts(c, a.Name.Prefix, &f)
+	s.writeIP(c, a.Name.Prefix, f)
+}
+
+// holder is the node whose record made the present row of p, as far as the row
+// tells: by node number. Records of nodes that are not known are in claims.
+func (s *State) holder(c *clusterState, p netip.Prefix) (string, bool) {
+	row, ok := s.wantedIP(p)
+	if !ok || row.Node == 0 {
+		return "", false
+	}
+	n := c.export().NodeByNumber(row.Node)
+	if n == nil {
+		return "", false
+	}
+	return n.Name, true
+}
+
+func (s *State) wantedIP(p netip.Prefix) (IPCacheRow, bool) {
+	if p.IsSingleIP() {
+		return s.t.ips.Wanted(MakeAddr(p.Addr()))
+	}
+	return s.t.ipPrefixes.Wanted(MakePrefix(p))
+}
+
+// setIP computes the row of p from all facts, names being the nodes that may
+// have a record of it.
+func (s *State) setIP(c *clusterState, p netip.Prefix, names []string) {
+	var claims []clustermesh.Address
+	var kept []string
+	if v := c.export(); v != nil {
+		for _, n := range names {
+			if a, ok := v.Address(clustermesh.AddressName{Node: n, Prefix: p}); ok {
+				claims, kept = append(claims, a), append(kept, n)
+			}
+		}
+	}
+	f := ipFacts{cluster: c.id, own: c.peer == nil, address: winner(claims)}
+	if f.address != nil {
+		if n := c.nodes[f.address.Name.Node]; n != nil {
+			f.number = n.Number
+		}
+	}
+	if len(claims) > 1 || f.address != nil && f.number == 0 {
+		c.claims[p] = kept
+	} else if len(c.claims) > 0 {
+		delete(c.claims, p)
+	}
+	s.nodeFacts(c, p, &f)
+	s.writeIP(c, p, f)
+}
+
+func (s *State) nodeFacts(c *clusterState, p netip.Prefix, f *ipFacts) {
+	if names := c.prefixes[p]; len(names) > 0 {
+		f.node = c.nodes[names[0]]
+	}
+	if !p.IsSingleIP() {
+		return
+	}
+	if names := c.tunnels[p.Addr()]; len(names) > 0 {
+		f.tunnel = c.nodes[names[0]]
+		f.self = f.own && names[0] == s.node
+	}
+	if f.own && len(s.podAddrs) > 0 {
+		if uid, ok := s.podAddrs[p.Addr()]; ok {
+			pod := s.pods[uid]
+			f.pod = &pod
+			if n := c.nodes[s.node]; n != nil {
+				f.here = n.Number
+			}
+		}
+	}
+}
+
+func (s *State) writeIP(c *clusterState, p netip.Prefix, f ipFacts) {
+	row, ok := ipRow(f)
+	switch {
+	case p.IsSingleIP() && ok:
+		s.t.ips.Set(MakeAddr(p.Addr()), row)
+	case p.IsSingleIP():
+		s.t.ips.Delete(MakeAddr(p.Addr()))
+	case ok:
+		s.t.ipPrefixes.Set(MakePrefix(p), row)
+	default:
+		s.t.ipPrefixes.Delete(MakePrefix(p))
+	}
+	if f.pod != nil {
+		s.endpointRow(p.Addr(), *f.pod, row.Identity)
+	}
+}
+
+// takeNode brings everything that hangs on a node up to date after its record
+// changed.
+func (s *State) takeNode(c *clusterState, name string) {
+	old := c.nodes[name]
+	var now *clustermesh.Node
+	if v := c.export(); v != nil {
+		now = v.Node(name)
+	}
+	if old != nil {
+		s.unindexNode(c, old)
+	}
+	if now != nil {
+		s.indexNode(c, now)
+	}
+	again := map[netip.Prefix]bool{}
+	for _, n := range []*clustermesh.Node{old, now} {
+		if n != nil {
+			for _, p := range nodePrefixes(n) {
+				again[p] = true
+			}
+		}
+	}
+	renumbered := old == nil || now == nil || old.Number != now.Number
+	s.retakeIPs(c, func(a clustermesh.AddressName) bool { return again[a.Prefix] || renumbered && a.Node == name }, again)
+	s.planDirty = true
+}
+
+// retakeIPs computes the rows of the prefixes in extra, and of the address
+// records that which selects, from all records there are.
+func (s *State) retakeIPs(c *clusterState, which func(clustermesh.AddressName) bool, extra map[netip.Prefix]bool) {
+	names := map[netip.Prefix][]string{}
+	for p := range extra {
+		names[p] = nil
+	}
+	if v := c.export(); v != nil {
+		for a := range v.Addresses() {
+			if which(a.Name) {
+				names[a.Name.Prefix] = nil
+			}
+		}
+		for a := range v.Addresses() {
+			if have, ok := names[a.Name.Prefix]; ok {
+				names[a.Name.Prefix] = append(have, a.Name.Node)
+			}
+		}
+	}
+	for p, nodes := range names {
+		s.setIP(c, p, nodes)
+	}
+}
+
+func nodePrefixes(n *clustermesh.Node) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range n.PodPrefixes {
+		out = append(out, p.Masked())
+	}
+	for _, a := range n.TunnelAddresses {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
+
+// nodeRows writes the rows that a node itself makes. For a node of a view that
+// is being taken in or forgotten as a whole.
+func (s *State) nodeRows(c *clusterState, n *clustermesh.Node) {
+	for _, p := range nodePrefixes(n) {
+		s.setIP(c, p, nil)
+	}
+}
+
+func (s *State) indexNode(c *clusterState, n *clustermesh.Node) {
+	c.nodes[n.Name] = n
+	for _, p := range n.PodPrefixes {
+		c.prefixes[p.Masked()] = insertName(c.prefixes[p.Masked()], n.Name)
+	}
+	for _, a := range n.TunnelAddresses {
+		c.tunnels[a] = insertName(c.tunnels[a], n.Name)
+	}
+}
+
+func (s *State) unindexNode(c *clusterState, n *clustermesh.Node) {
+	delete(c.nodes, n.Name)
+	for _, p := range n.PodPrefixes {
+		removeName(c.prefixes, p.Masked(), n.Name)
+	}
+	for _, a := range n.TunnelAddresses {
+		removeName(c.tunnels, a, n.Name)
+	}
+}
+
+func insertName(names []string, name string) []string {
+	at, found := slices.BinarySearch(names, name)
+	if found {
+		return names
+	}
+	return slices.Insert(names, at, name)
+}
+
+func removeName[K comparable](index map[K][]string, k K, name string) {
+	left := slices.DeleteFunc(index[k], func(n string) bool { return n == name })
+	if len(left) == 0 {
+		delete(index, k)
+		return
+	}
+	index[k] = left
+}
+
+// dropChangedIdentities makes rows leave whose identity means something else in
+// a new incarnation of a cluster, before the new rows enter: in between nothing
+// is believed to be what it no longer is.
+func (s *State) dropChangedIdentities(c *clusterState, old, now *clustermesh.View) {
+	if now.Scope() != clustermesh.ScopeExport || old.Cluster() == nil || now.Cluster() == nil || old.Cluster().Incarnation == now.Cluster().Incarnation {
+		return
+	}
+	changed := map[clustermesh.Identity]bool{}
+	for r := range old.Identities() {
+		if again, ok := now.Identity(r.ID); !ok || !slices.Equal(again.Labels, r.Labels) {
+			changed[r.ID] = true
+		}
+	}
+	for a := range old.Addresses() {
+		again, ok := now.Address(a.Name)
+		if !changed[a.Identity] && ok && again.Identity == a.Identity {
+			continue
+		}
+		if a.Name.Prefix.IsSingleIP() {
+			s.t.ips.Drop(MakeAddr(a.Name.Prefix.Addr()))
+		} else {
+			s.t.ipPrefixes.Drop(MakePrefix(a.Name.Prefix))
+		}
+	}
+}
+
+// SetPods says which pods this node has, all of them.
+func (s *State) SetPods(pods []LocalPod) {
+	before := s.podAddrs
+	s.pods, s.podAddrs, s.podsSet = map[string]LocalPod{}, map[netip.Addr]string{}, true
+	delete(s.problems, "pods")
+	pods = slices.Clone(pods)
+	slices.SortFunc(pods, func(a, b LocalPod) int { return compareStrings(a.UID, b.UID) })
+	for _, p := range pods {
+		s.pods[p.UID] = p
+		for _, a := range p.Addresses {
+			if other, twice := s.podAddrs[a]; twice {
+				s.problems["pods"] = clustermesh.Problem{
+					What: fmt.Sprintf("address %s belongs to pod %s and to pod %s on this node", a, other, p.UID),
+					Why:  "the first one by UID gets its packets", Fix: "delete one of the pods; the record of addresses in use is damaged",
+				}
+				continue
+			}
+			s.podAddrs[a] = p.UID
+		}
+	}
+	own := s.clusters[s.own]
+	again := map[netip.Prefix]bool{}
+	for _, addrs := range []map[netip.Addr]string{before, s.podAddrs} {
+		for a := range addrs {
+			again[netip.PrefixFrom(a, a.BitLen())] = true
+		}
+	}
+	for a := range before {
+		if _, still := s.podAddrs[a]; !still {
+			s.t.endpoints.Delete(MakeAddr(a))
+		}
+	}
+	if len(again) > 0 {
+		s.retakeIPs(own, func(clustermesh.AddressName) bool { return false }, again)
+	}
+	s.planDirty = true
+	s.release()
+}
+
+// endpointRow wants a pod of this node delivered.
+func (s *State) endpointRow(a netip.Addr, p LocalPod, identity uint32) {
+	s.t.endpoints.Set(MakeAddr(a), EndpointRow{IfIndex: p.IfIndex, PodMAC: p.PodMAC, HostMAC: p.HostMAC, Identity: identity})
+}

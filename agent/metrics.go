@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// scrapeTimeout bounds how long a scrape waits for the owner goroutine.
+const scrapeTimeout = 2 * time.Second
+
+func newLatency() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "tombolo_agent_origin_to_kernel_seconds",
+		Help:    "Time from a change at its source to the kernel of this node, clocks of both taken together.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
+	})
+}
+
+// Descriptions of the metrics that are read from state on scrape.
+var (
+	descReady     = desc("ready", "1 once the own cluster was synced and the tables were written.")
+	descWanted    = desc("table_rows_wanted", "Rows a table should hold.", "table")
+	descPending   = desc("table_rows_pending", "Rows in which the kernel differs from the wish.", "table")
+	descStuck     = desc("table_rows_stuck", "Rows that the kernel refused.", "table")
+	descHeld      = desc("table_rows_held", "Rows kept for clusters that have not reported synced.", "table")
+	descWritten   = desc("table_rows_written_total", "Rows written.", "table")
+	descRemoved   = desc("table_rows_removed_total", "Rows removed.", "table")
+	descDrifted   = desc("table_rows_drifted_total", "Rows that somebody else had changed.", "table")
+	descErrors    = desc("table_errors_total", "Calls that the kernel refused.", "table")
+	descSynced    = desc("cluster_synced", "1 if everything came from the cluster itself since the agent started.", "cluster")
+	descConnected = desc("cluster_connected", "1 while there is a connection.", "cluster")
+	descStale     = desc("cluster_stale_seconds", "How long there has been no connection; 0 while there is one.", "cluster")
+	descRevision  = desc("cluster_revision", "Revision of the cluster's store up to which everything is known.", "cluster")
+	descRecords   = desc("cluster_records", "Records of the cluster.", "cluster")
+	descNodes     = desc("cluster_nodes", "Nodes of the cluster.", "cluster")
+	descDown      = desc("cluster_down", "1 if no node of the cluster answers through the tunnel.", "cluster")
+	descNodesDown = desc("cluster_nodes_down", "Nodes of the cluster that do not answer through the tunnel.", "cluster")
+	descRefused   = desc("records_refused_total", "Records that were not believed.", "cluster", "reason")
+	descProbes    = desc("health_probes_total", "Probes of nodes.")
+	descMisses    = desc("health_probe_misses_total", "Probes without an answer.")
+	descProblems  = desc("problems", "Problems that the status names.")
+	descServices  = desc("services", "Services with rows.")
+	descPods      = desc("pods", "Pods on this node.")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("tombolo_agent_"+name, help, labels, nil)
+}
+
+// collector reads the agent's status on scrape.
+type collector struct{ a *Agent }
+
+// Collector exports the metrics tombolo_agent_…, read from state on scrape.
+func (a *Agent) Collector() prometheus.Collector { return collector{a} }
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descReady, descWanted, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
+		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
+		descRefused, descProbes, descMisses, descProblems, descServices, descPods,
+	} {
+		out <- d
+	}
+	c.a.latency.Describe(out)
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	c.a.latency.Collect(out)
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	var s Status
+	if err := c.a.call(ctx, func() { s = c.a.status() }); err != nil {
+		out <- prometheus.NewInvalidMetric(descReady, err)
+		return
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(descReady, oneIf(s.Ready))
+	gauge(descProblems, float64(len(s.Problems)))
+	gauge(descServices, float64(s.Services))
+	gauge(descPods, float64(s.Pods))
+	counter(descProbes, s.Health.Probes)
+	counter(descMisses, s.Health.Misses)
+	for _, t := range s.Tables {
+		gauge(descWanted, float64(t.Wanted), t.Name)
+		gauge(descPending, float64(t.Pending), t.Name)
+		gauge(descStuck, float64(t.Stuck), t.Name)
+		gauge(descHeld, float64(t.Held), t.Name)
+		counter(descWritten, t.Written, t.Name)
+		counter(descRemoved, t.Removed, t.Name)
+		counter(descDrifted, t.Drifted, t.Name)
+		counter(descErrors, t.Errors, t.Name)
+	}
+	for _, cl := range s.Clusters {
+		stale := 0.0
+		if cl.StaleSince != nil {
+			stale = time.Since(*cl.StaleSince).Seconds()
+		}
+		gauge(descSynced, oneIf(cl.Synced), cl.Name)
+		gauge(descConnected, oneIf(cl.Connected), cl.Name)
+		gauge(descStale, stale, cl.Name)
+		gauge(descRevision, float64(cl.Revision), cl.Name)
+		gauge(descRecords, float64(cl.Records), cl.Name)
+		gauge(descNodes, float64(cl.Nodes), cl.Name)
+		gauge(descDown, oneIf(cl.Down), cl.Name)
+		gauge(descNodesDown, float64(len(cl.NodesDown)), cl.Name)
+		for reason, n := range cl.Refused {
+			counter(descRefused, n, cl.Name, reason)
+		}
+	}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
