@@ -298,6 +298,35 @@ func TestCgroupChanges(t *testing.T) {
 	}
 }
 
+// The cgroup was removed and made again under its name; the tunnel's device and
+// its namespace are gone.
+func TestPinnedLinksToNothing(t *testing.T) {
+	w := newWorld(t, true)
+	o, opts := w.objects, w.options
+	direct := server(t, "tcp", "127.0.0.1", 'd')
+	o.program(t, direct, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	o.Close()
+	w.close()
+	if err := os.Remove(opts.CgroupPath); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(opts.CgroupPath, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	opts.Sizes.Services = 2048 // a resize replaces the tunnel's program as well
+	w.objects = reload(t, opts)
+	enter(t, opts.CgroupPath)
+	if got := dial(t, direct); got != 'a' {
+		t.Errorf("in the new cgroup: answer from %c", got)
+	}
+	w.node.tun("tun0")
+	w.tunnel = w.node.link("tun0")
+	w.attach(t)
+	if r, err := queryTCX(w); err == nil && len(r.Programs) != 1 {
+		t.Errorf("on the new device: %v", r)
+	}
+}
+
 func TestOpenMaps(t *testing.T) {
 	o, opts := load(t)
 	o.program(t, front4, tcp, 1)
@@ -320,4 +349,3 @@ func TestOpenMaps(t *testing.T) {
 		t.Errorf("no maps there: %v", err)
 	}
 }
-

@@ -261,6 +261,42 @@ func TestWrongFamily(t *testing.T) {
 	}
 }
 
+// An IPv6 frontend with an IPv4 backend: connect can, sendmsg cannot.
+func TestIPv6FrontendIPv4Backend(t *testing.T) {
+	o, opts := load(t)
+	enter(t, opts.CgroupPath)
+	o.program(t, front6, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	o.program(t, front6, udp, 2, oneOf(testBackend{server(t, "udp", "127.0.0.1", 'b'), 1}))
+	for proto, want := range map[int]byte{tcp: 'a', udp: 'b'} {
+		c := newClient(t, true, proto)
+		c.mustConnect(front6)
+		if proto == udp {
+			unix.Write(c.fd, []byte("?"))
+		}
+		if got, _ := c.recv(); got != want || c.peer() != front6 {
+			t.Errorf("answer from %c, peer %s", got, c.peer())
+		}
+	}
+}
+
+// Multipath TCP is TCP here, where the kernel has it.
+func TestMPTCP(t *testing.T) {
+	o, opts := load(t)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+	if err != nil {
+		t.Skipf("kernel without MPTCP: %v", err)
+	}
+	unix.Close(fd)
+	enter(t, opts.CgroupPath)
+	o.program(t, front4, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+	c := newClient(t, false, unix.IPPROTO_MPTCP)
+	c.mustConnect(front4)
+	if got, _ := c.recv(); got != 'a' {
+		t.Errorf("answer from %c", got)
+	}
+	t.Logf("getpeername: %s", c.peer())
+}
+
 func TestHealth(t *testing.T) {
 	o, opts := load(t)
 	enter(t, opts.CgroupPath)

@@ -29,6 +29,9 @@ func Unload(pinDir string) error {
 	defer lock.Close()
 
 	errs := []error{removeClsact()}
+	if checkBPFFS(pinDir) != nil {
+		return errors.Join(errs...) // its bpffs was unmounted, and so the pins are gone
+	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "tmb_") && !e.IsDir() {
 			errs = append(errs, removeLink(filepath.Join(pinDir, e.Name())))
