@@ -31,8 +31,9 @@ const (
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
 
-	// maxReceive bounds one decompressed answer, in bytes.
-	maxReceive = 256 << 20
+	// maxReceive bounds one decompressed answer, in bytes. Lists and watches
+	// come in messages of a few megabytes at most.
+	maxReceive = 64 << 20
 )
 
 // Config says how to reach one store.

@@ -50,13 +50,17 @@ const maxRequestMessage = 4 << 20
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.StaticStreamWindowSize(1 << 20),
-		grpc.StaticConnWindowSize(Window),
+		// Requests are small: a caller may make us hold no more than this.
+		grpc.StaticStreamWindowSize(256 << 10),
+		grpc.StaticConnWindowSize(1 << 20),
 		grpc.MaxRecvMsgSize(maxRequestMessage),
 		grpc.MaxConcurrentStreams(1000),
 		// A caller that got stuck in the handshake is cut off.
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 15 * time.Second, Timeout: 10 * time.Second,
+			MaxConnectionIdle: 10 * time.Minute, // without a call; a Store connects again by itself
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 }

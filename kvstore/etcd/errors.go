@@ -70,11 +70,6 @@ func kindOf(err error) error {
 		if strings.Contains(text, "too large") || strings.Contains(text, "too many operations") {
 			return kvstore.ErrTooLarge
 		}
-	case codes.ResourceExhausted:
-		// The server's gRPC layer refused the request before reading it.
-		if strings.Contains(text, "received message larger than max") || strings.Contains(text, "trying to send message larger than max") {
-			return kvstore.ErrTooLarge
-		}
 	}
 	return nil
 }

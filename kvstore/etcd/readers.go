@@ -140,7 +140,11 @@ func (c *client) pace(ctx context.Context, n int) error {
 	for limit != nil && n > 0 {
 		part := min(n, limit.Burst())
 		if err := limit.WaitN(ctx, part); err != nil {
-			return err
+			if ctx.Err() != nil {
+				return status.FromContextError(ctx.Err()).Err()
+			}
+			c.refused() // the caller's deadline comes first
+			return status.Errorf(codes.ResourceExhausted, "%s exceeds its budget of %.0f bytes per second: try again later", c.name, float64(limit.Limit()))
 		}
 		n -= part
 	}

@@ -162,7 +162,7 @@ func (s *Server) rangeCall(ctx context.Context, req *pb.RangeRequest) (any, erro
 	}
 	body = res.append(body)
 	if err := q.client.pace(ctx, len(body)); err != nil {
-		return nil, rangeStatus(err)
+		return nil, err
 	}
 	return newFrame(body), nil
 }
@@ -234,7 +234,7 @@ func (w *chunkWriter) flush() error {
 	w.body[start] = 1<<3 | 2
 	protowire.AppendVarint(w.body[:start+1], size)
 	if err := w.client.pace(w.ctx, len(w.body)-start); err != nil {
-		return rangeStatus(err)
+		return err
 	}
 	body := w.body
 	w.body = nil

@@ -31,7 +31,6 @@ const (
 // that sends what it finds at once.
 type watchConn struct {
 	server *Server
-	access Access
 	client *client
 	stream grpc.ServerStream
 	ctx    context.Context
@@ -60,14 +59,14 @@ type serverWatch struct {
 
 // watchStream is Watch.Watch.
 func (s *Server) watchStream(_ any, stream grpc.ServerStream) error {
-	access, c, err := s.admit(stream.Context())
+	_, c, err := s.admit(stream.Context())
 	if err != nil {
 		return err
 	}
 	return s.live(stream.Context(), c, func(ctx context.Context) error {
 		ctx, fail := context.WithCancelCause(ctx)
 		defer fail(nil)
-		conn := &watchConn{server: s, access: access, client: c, stream: stream, ctx: ctx, fail: fail, watches: map[int64]*serverWatch{}}
+		conn := &watchConn{server: s, client: c, stream: stream, ctx: ctx, fail: fail, watches: map[int64]*serverWatch{}}
 		return conn.run()
 	})
 }
@@ -123,14 +122,15 @@ func (c *watchConn) create(req *pb.WatchCreateRequest) error {
 	if req == nil {
 		return nil
 	}
-	if err := c.client.charge(); err != nil {
+	access, _, err := c.server.admit(c.stream.Context())
+	if err != nil {
 		return err
 	}
 	now, err := c.server.now()
 	if err != nil {
 		return err
 	}
-	w, reason := c.newWatch(req, now)
+	w, reason := c.newWatch(access, req, now)
 	if reason != "" {
 		return c.control(&pb.WatchResponse{Header: header(now), WatchId: noWatch, Created: true, Canceled: true, CancelReason: reason})
 	}
@@ -149,13 +149,13 @@ func (c *watchConn) create(req *pb.WatchCreateRequest) error {
 }
 
 // newWatch checks a request and registers its watch; reason is empty if that went well.
-func (c *watchConn) newWatch(req *pb.WatchCreateRequest, now kvstore.Position) (w *serverWatch, reason string) {
+func (c *watchConn) newWatch(access Access, req *pb.WatchCreateRequest, now kvstore.Position) (w *serverWatch, reason string) {
 	key := req.Key
 	if len(key) == 0 {
 		key = []byte{0}
 	}
 	w = &serverWatch{keys: parseRange(key, req.RangeEnd), req: req, after: now}
-	if err := c.server.allowed(c.access, c.client, w.keys); err != nil {
+	if err := c.server.allowed(access, c.client, w.keys); err != nil {
 		return nil, status.Convert(err).Message()
 	}
 	switch {
@@ -310,7 +310,10 @@ func (c *watchConn) deliver(w *serverWatch, batch kvstore.Batch) error {
 	for first := true; first || len(events) > 0; first = false {
 		body, rest := w.encode(batch.Position, events)
 		if err := c.client.pace(w.ctx, len(body)); err != nil {
-			return nil // cancelled while it waited
+			if w.ctx.Err() != nil {
+				return nil // cancelled while it waited
+			}
+			return err
 		}
 		if err := c.sendEvents(w, body, batch.Position.Revision, len(rest) == 0); err != nil {
 			return err

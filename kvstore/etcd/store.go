@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -117,10 +118,18 @@ func txn(ops []kvstore.Op) (*pb.TxnRequest, error) {
 
 // failWrite is fail for calls that a mesh port does not have.
 func (s *Store) failWrite(ctx context.Context, what string, err error) error {
-	if code, _ := codeOf(err); code == codes.Unimplemented && ctx.Err() == nil {
-		return &storeError{where: s.where, what: what, kind: kvstore.ErrReadOnly, cause: err}
+	if ctx.Err() != nil {
+		return s.fail(ctx, what, err)
 	}
-	return s.fail(ctx, what, err)
+	kind := kindOf(err)
+	switch code, text := codeOf(err); {
+	case code == codes.Unimplemented:
+		kind = kvstore.ErrReadOnly
+	case code == codes.ResourceExhausted && strings.Contains(text, "message larger than max"):
+		// The server's gRPC layer refused the request before reading it.
+		kind = kvstore.ErrTooLarge
+	}
+	return &storeError{where: s.where, what: what, kind: kind, cause: err}
 }
 
 // Grant makes a lease. etcd raises a ttl below about 2 s to its own minimum.
