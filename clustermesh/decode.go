@@ -120,7 +120,10 @@ func (r *Address) clone(in *interner) *Address {
 
 func (r *IdentityRecord) clone() *IdentityRecord {
 	c := *r
-	c.Labels = slices.Clone(r.Labels)
+	c.Labels = nil // empty is nil, always
+	if len(r.Labels) > 0 {
+		c.Labels = slices.Clone(r.Labels)
+	}
 	for i, l := range c.Labels {
 		c.Labels[i] = Label{Key: strings.Clone(l.Key), Value: strings.Clone(l.Value)}
 	}

@@ -133,14 +133,14 @@ type Service struct {
 	Frontends       []netip.Addr // a reader uses its own cluster's only
 	Global          bool
 	Shared          bool // exported: only shared services are in scope export
-	Weight          uint16
 	HasWeight       bool // Weight was set, also to 0 (takes no traffic); unset reads as 1
+	Headless        bool
+	PublishNotReady bool
+	Weight          uint16
 	Affinity        Affinity
 	Failover        []string // cluster names, in order
 	MinHealthy      string   // "", "3" or "30%"
 	SessionAffinity time.Duration
-	Headless        bool
-	PublishNotReady bool
 	Origin          Origin
 }
 

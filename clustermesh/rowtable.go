@@ -7,7 +7,8 @@ import "hash/maphash"
 // Against a Go map it saves half the memory and the copying while it grows.
 type rowTable[K comparable, R any] struct {
 	seed   maphash.Seed
-	chunks [][]tableRow[K, R]
+	chunks []*[rowChunk]tableRow[K, R]
+	alive  []uint64 // bit set: the row is in use
 	index  []uint32 // row number + 1; 0 = free. Linear probing; a power of two
 	free   []uint32 // row numbers
 	used   int      // rows in use
@@ -17,16 +18,23 @@ type rowTable[K comparable, R any] struct {
 type tableRow[K comparable, R any] struct {
 	key K
 	row R
-	in  bool
 }
 
-const rowChunk = 512
+// rowChunk makes chunks of rows of 40 and of 80 bytes fit the allocator exactly.
+const rowChunk = 256
 
 func newRowTable[K comparable, R any]() *rowTable[K, R] {
 	return &rowTable[K, R]{seed: maphash.MakeSeed()}
 }
 
-func (t *rowTable[K, R]) at(row uint32) *tableRow[K, R] { return &t.chunks[row/rowChunk][row%rowChunk] }
+func (t *rowTable[K, R]) at(row uint32) *tableRow[K, R] {
+	return &t.chunks[row/rowChunk][row%rowChunk]
+}
+
+// live is the word and bit that say whether a row is in use.
+func (t *rowTable[K, R]) live(row uint32) (*uint64, uint64) {
+	return &t.alive[row/64], 1 << (row % 64)
+}
 
 // slot is where key is in the index, or the free slot where it would go.
 func (t *rowTable[K, R]) slot(key K) uint32 {
@@ -62,7 +70,9 @@ func (t *rowTable[K, R]) upsert(key K) (*R, bool) {
 	t.index[i] = n + 1
 	t.used++
 	r := t.at(n)
-	*r = tableRow[K, R]{key: key, in: true}
+	r.key = key
+	word, bit := t.live(n)
+	*word |= bit
 	return &r.row, false
 }
 
@@ -73,7 +83,8 @@ func (t *rowTable[K, R]) newRow() uint32 {
 		return n
 	}
 	if int(t.rows) == len(t.chunks)*rowChunk {
-		t.chunks = append(t.chunks, make([]tableRow[K, R], rowChunk))
+		t.chunks = append(t.chunks, new([rowChunk]tableRow[K, R]))
+		t.alive = append(t.alive, make([]uint64, rowChunk/64)...)
 	}
 	t.rows++
 	return t.rows - 1
@@ -82,8 +93,8 @@ func (t *rowTable[K, R]) newRow() uint32 {
 func (t *rowTable[K, R]) grow() {
 	t.index = make([]uint32, max(16, 2*len(t.index)))
 	for n := range t.rows {
-		if r := t.at(n); r.in {
-			t.index[t.slot(r.key)] = n + 1
+		if word, bit := t.live(n); *word&bit != 0 {
+			t.index[t.slot(t.at(n).key)] = n + 1
 		}
 	}
 }
@@ -99,6 +110,8 @@ func (t *rowTable[K, R]) delete(key K) {
 		return
 	}
 	*t.at(n - 1) = tableRow[K, R]{}
+	word, bit := t.live(n - 1)
+	*word &^= bit
 	t.free = append(t.free, n-1)
 	t.used--
 	t.index[i] = 0
@@ -113,7 +126,7 @@ func (t *rowTable[K, R]) delete(key K) {
 // all yields every row. Rows may be deleted meanwhile.
 func (t *rowTable[K, R]) all(yield func(K, *R) bool) {
 	for n := uint32(0); n < t.rows; n++ {
-		if r := t.at(n); r.in && !yield(r.key, &r.row) {
+		if word, bit := t.live(n); *word&bit != 0 && !yield(t.at(n).key, &t.at(n).row) {
 			return
 		}
 	}

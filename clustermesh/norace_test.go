@@ -1,0 +1,5 @@
+//go:build !race
+
+package clustermesh
+
+const raceEnabled = false
