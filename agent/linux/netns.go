@@ -27,6 +27,16 @@ func inNetns(ns *os.File, fn func() error) error {
 	return <-done
 }
 
+// InNetns runs fn in the network namespace at path, as inNetns does.
+func InNetns(path string, fn func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close()
+	return inNetns(ns, fn)
+}
+
 // currentNetns opens the calling thread's network namespace.
 func currentNetns() (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
