@@ -26,7 +26,8 @@
 //	UDPChoice            tmb_choice_1     tmb_choice_key → tmb_choice    ChoiceKey → Choice        written by sock.c
 //	Counts               tmb_counters_1   enum tmb_reason → __u64        Reason → uint64 per CPU   Maps.Counters
 //
-// An Endpoint with interface index 0 is an address of the node itself (a tunnel
-// address): tunnel.c lets it through to the stack. Every pod and every tunnel
-// address of the node needs its row, or nothing reaches it from the tunnel.
+// From the tunnel, tunnel.c lets packets reach the pods in Endpoints and the node's
+// own tunnel addresses, which are the addresses in IPCache (not IPPrefixes) with
+// the identity host; nothing else. An Endpoint with interface index 0 leaves the
+// delivery to the host's stack.
 package bpf

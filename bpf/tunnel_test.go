@@ -35,8 +35,8 @@ func tunnelRows(t testing.TB, m *Maps, ifindex uint32, pod, host [6]byte) {
 		put(t, m.Endpoints, addr(a), Endpoint{Ifindex: ifindex, Identity: identityOwn, PodMac: pod, HostMac: host})
 		put(t, m.IPCache, addr(a), IPCache{Identity: identityOwn, Node: 1})
 	}
+	put(t, m.Endpoints, addr("10.1.1.6"), Endpoint{Identity: identityOwn}) // its veth is not known yet
 	for _, a := range []string{"10.1.1.1", "fd00:1:1::1"} {
-		put(t, m.Endpoints, addr(a), Endpoint{Identity: 1})
 		put(t, m.IPCache, addr(a), IPCache{Identity: 1, Node: 1})
 	}
 	for a, id := range map[string]uint32{
@@ -50,6 +50,7 @@ func tunnelRows(t testing.TB, m *Maps, ifindex uint32, pod, host [6]byte) {
 	}
 	put(t, m.IPPrefixes, Prefix{Bits: 96 + 16, Addr: addr("10.2.0.0")}, IPCache{Identity: 2 << 20})
 	put(t, m.IPPrefixes, Prefix{Bits: 32, Addr: addr("fd00:2::")}, IPCache{Identity: 2 << 20})
+	put(t, m.IPPrefixes, Prefix{Bits: 96 + 24, Addr: addr("10.1.77.0")}, IPCache{Identity: 1}) // host, but no single address
 	put(t, m.IPPrefixes, Prefix{Bits: 96 + 24, Addr: addr("10.2.66.0")}, IPCache{Identity: 2}) // world, more specific
 }
 
@@ -110,6 +111,8 @@ func TestTunnelVerdicts(t *testing.T) {
 
 		{"v4 to the tunnel address", frame(ip4("10.2.1.1", "10.1.1.1", 1, tcp)), next, rowsTmbReasonTMB_TUNNEL_STACK},
 		{"v6 to the tunnel address", frame(ip6("fd00:2:1::1", "fd00:1:1::1", 58, tcp)), next, rowsTmbReasonTMB_TUNNEL_STACK},
+		{"a pod with no known veth", frame(ip4("10.2.1.9", "10.1.1.6", 6, tcp)), next, rowsTmbReasonTMB_TUNNEL_STACK},
+		{"host by prefix alone", frame(ip4("10.2.1.9", "10.1.77.1", 6, tcp)), shot, rowsTmbReasonTMB_DROP_NOT_HERE},
 		{"health prober", frame(ip4("10.2.1.13", "10.1.1.1", 1, tcp)), next, rowsTmbReasonTMB_TUNNEL_STACK},
 
 		{"unknown source v4", frame(ip4("10.3.1.1", "10.1.1.5", 6, tcp)), shot, rowsTmbReasonTMB_DROP_UNKNOWN_SOURCE},

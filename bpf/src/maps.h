@@ -125,7 +125,8 @@ struct tmb_prefix {
 	struct tmb_addr addr;
 };
 
-/* ifindex 0: an address of the node itself (its tunnel address): to the stack. */
+/* ifindex 0: to the stack, which knows the way. The node's tunnel addresses need
+ * no row here: the ipcache says host of them. */
 struct tmb_endpoint {
 	__u32 ifindex;
 	__u32 identity;

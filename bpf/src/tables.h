@@ -45,6 +45,8 @@ struct {
 	__type(value, struct tmb_ipcache);
 } tmb_ipprefix_1 SEC(".maps");
 
+/* The enum is the key so that bpf2go sees it. The kernel wants an int there and
+ * refuses the type; the loader then makes the map without types. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, TMB_REASONS);

@@ -24,6 +24,7 @@ const volatile __u32 tmb_l2_len = 0;
 
 /* Reserved identities are those of cluster 0 (clustermesh/records.go). */
 #define IDENTITY_BITS 20
+#define IDENTITY_HOST 1
 #define IDENTITY_REMOTE_NODE 3
 #define IDENTITY_HEALTH 5
 
@@ -134,6 +135,15 @@ static __always_inline bool may_send(__u32 identity)
 	return identity >> IDENTITY_BITS || identity == IDENTITY_REMOTE_NODE || identity == IDENTITY_HEALTH;
 }
 
+/* The single addresses with the identity host are this node's tunnel addresses,
+ * and no others: no record of anybody can give that identity. */
+static __always_inline bool is_tunnel_address(const struct tmb_addr *a)
+{
+	struct tmb_ipcache *row = bpf_map_lookup_elem(&tmb_ipcache_1, a);
+
+	return row && row->identity == IDENTITY_HOST;
+}
+
 static __always_inline int deliver(struct __sk_buff *skb, const struct tmb_endpoint *to)
 {
 	struct eth e;
@@ -171,13 +181,12 @@ SEC("tc") int tmb_tunnel(struct __sk_buff *skb)
 		return drop(TMB_DROP_LOCAL_SOURCE);
 
 	to = bpf_map_lookup_elem(&tmb_endpoint_1, &dst);
-	if (!to)
+	if (to && to->ifindex)
+		return deliver(skb, to);
+	if (!to && !is_tunnel_address(&dst))
 		return drop(TMB_DROP_NOT_HERE);
-	if (!to->ifindex) {
-		tmb_count(TMB_TUNNEL_STACK);
-		return TC_ACT_UNSPEC;
-	}
-	return deliver(skb, to);
+	tmb_count(TMB_TUNNEL_STACK);
+	return TC_ACT_UNSPEC;
 }
 
 /* None of the helpers above asks for a GPL-compatible licence. */
