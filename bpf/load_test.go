@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
 // pins are the names in the directory, sorted.
@@ -295,6 +296,36 @@ func TestCgroupChanges(t *testing.T) {
 	enter(t, opts.CgroupPath)
 	if got := dial(t, direct); got != 'a' {
 		t.Errorf("in the new cgroup: answer from %c", got)
+	}
+}
+
+// From clsact to tcx and back: one of them is there, never both.
+func TestAttachTunnelOtherWay(t *testing.T) {
+	w := newWorld(t, true)
+	if w.objects.Features().Tunnel != "tcx" {
+		t.Skip("kernel without tcx")
+	}
+	for _, noTCX := range []bool{true, false, true} {
+		w.objects.Close()
+		w.options.NoTCX = noTCX
+		w.objects = reload(t, w.options)
+		w.attach(t)
+		r, err := queryTCX(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		filters, err := w.node.nl.FilterList(w.tunnel, netlink.HANDLE_MIN_INGRESS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (len(r.Programs) == 0) != noTCX || (len(filters) == 1) != noTCX {
+			t.Errorf("NoTCX %v: %d by tcx, %d by clsact", noTCX, len(r.Programs), len(filters))
+		}
+	}
+	w.objects.Close()
+	w.node.in(func() error { return Unload(w.options.PinDir) })
+	if filters, err := w.node.nl.FilterList(w.tunnel, netlink.HANDLE_MIN_INGRESS); err != nil || len(filters) != 0 {
+		t.Errorf("after unload: %v, %v", filters, err)
 	}
 }
 

@@ -62,7 +62,10 @@ func (o *Objects) attachTCX(ifindex int) error {
 		return err
 	}
 	defer l.Close()
-	return pinOver(l, pin)
+	if err := pinOver(l, pin); err != nil {
+		return err
+	}
+	return removeClsact() // of an earlier kernel or option: the program must not run twice
 }
 
 // attachedTo: is it this device, not one of the same index in another namespace?
