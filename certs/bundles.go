@@ -21,7 +21,7 @@ const (
 )
 
 // ErrUnknownCluster: the certificate claims a cluster that has no bundle here.
-var ErrUnknownCluster = errors.New("no CA bundle for that cluster here")
+var ErrUnknownCluster = errors.New("its cluster is not joined with this one, so there is no CA bundle to verify it")
 
 // ErrExpired: the certificate was good, and its time is over.
 var ErrExpired = errors.New("certificate expired")
@@ -148,7 +148,7 @@ func (b *Bundles) Verify(rawCerts [][]byte, now time.Time) (Name, error) {
 	n := b.clusters[name.Cluster]
 	b.mu.Unlock()
 	if n == nil {
-		return Name{}, fmt.Errorf("certificate of %s: %w; join the clusters first", name, ErrUnknownCluster)
+		return Name{}, fmt.Errorf("certificate of %s: %w", name, ErrUnknownCluster)
 	}
 	return name, verify(leaf, rest, name, n.pool, now)
 }

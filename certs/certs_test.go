@@ -186,7 +186,7 @@ func TestBadCertificates(t *testing.T) {
 		{"not yet", forge(t, aws, func(c *x509.Certificate) { c.NotBefore = t0.Add(time.Minute) }), []string{"node/n1", "valid only from", "clock"}},
 		{"for email", forge(t, aws, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection} }), nil},
 		{"gcp speaks for aws", forge(t, gcp, func(*x509.Certificate) {}), []string{"not signed by a CA of cluster aws"}},
-		{"unknown cluster", sign(t, testCA(t, "stranger"), APIServer("stranger"), time.Hour, t0), []string{"no CA bundle", "join"}},
+		{"unknown cluster", sign(t, testCA(t, "stranger"), APIServer("stranger"), time.Hour, t0), []string{"no CA bundle", "not joined"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			begin := time.Now()

@@ -125,7 +125,7 @@ func (p *Port) Hello(ctx context.Context, _ *pb.HelloRequest) (*pb.HelloResponse
 	c := callerOf(ctx)
 	if r, why := p.roleOf(c); r&(roleReader|roleExpired) == 0 {
 		if err := p.introduced(ctx, c); err != nil {
-			return nil, Refuse(codes.Unauthenticated, "hello refused", "join the clusters first", "%v", errors.Join(why, err))
+			return nil, Refuse(codes.Unauthenticated, "hello refused", p.comeIn(), "%v", errors.Join(why, err))
 		}
 	}
 	return &pb.HelloResponse{Cluster: p.own, Version: p.ownCluster().Version, Clock: p.cfg.Now().UnixNano()}, nil

@@ -76,10 +76,15 @@ func (p *Port) authorize(ctx context.Context, method string) error {
 		refusal.Why, refusal.Fix = "the mesh port does not serve it", "the mesh port is read only; see which methods it has in mesh.proto"
 	} else if why != nil {
 		refusal.Code, refusal.Why = codes.Unauthenticated, why.Error()
-		refusal.Fix = fmt.Sprintf("join the clusters (on %s: tombolo mesh invite), or register the node with a node token", p.own)
+		refusal.Fix = p.comeIn()
 	}
 	p.log.Warn("call refused", "method", method, "why", refusal.Why)
 	return refusal
+}
+
+// comeIn is the way in for those who are not in.
+func (p *Port) comeIn() string {
+	return "a cluster comes in by `tombolo mesh invite` on " + p.own + " and `tombolo mesh join` on the other, a node by a node token"
 }
 
 func (p *Port) authorizeUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
@@ -111,5 +116,5 @@ func (p *Port) authorizeReader(ctx context.Context) (etcd.Access, error) {
 	case rolePeerNode, rolePeerServer:
 		return etcd.Access{Name: c.name.String(), Prefixes: []string{export}, Budget: p.cfg.PeerBudget}, nil
 	}
-	return etcd.Access{}, Refuse(codes.Unauthenticated, "reading refused", "join the clusters first", "%v", why)
+	return etcd.Access{}, Refuse(codes.Unauthenticated, "reading refused", p.comeIn(), "%v", why)
 }
