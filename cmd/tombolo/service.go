@@ -1,0 +1,103 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+)
+
+func (c *cli) serviceCommand() *cobra.Command {
+	return group("service", "List services, and explain where their traffic goes",
+		"Reads this node's agent: what it says is what this node's kernel does.",
+		c.serviceListCommand(), c.serviceExplainCommand())
+}
+
+func (c *cli) serviceListCommand() *cobra.Command {
+	return c.reads(&cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the services this node knows",
+		Example: "  tombolo service list\n  tombolo service list -o json | jq -r '.items[].name'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			body, err := c.getAgent(cmd.Context(), "/v1/services")
+			if err != nil {
+				return err
+			}
+			if c.output == "json" {
+				return c.printJSON("ServiceList", json.RawMessage(body))
+			}
+			var list struct {
+				Items []agent.ServiceSummary `json:"items"`
+			}
+			if err := json.Unmarshal(body, &list); err != nil {
+				return fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
+			}
+			if len(list.Items) == 0 {
+				fmt.Fprintln(c.env.Stderr, "this node knows no services")
+				return nil
+			}
+			var rows [][]string
+			for _, s := range list.Items {
+				global := "no"
+				if s.Global {
+					global = "yes"
+				}
+				rows = append(rows, []string{s.Namespace, s.Name, global, s.Affinity, strings.Join(s.Clusters, ","), fmt.Sprint(s.Backends), strings.Join(s.Frontends, ",")})
+			}
+			return table(c.env.Stdout, "NAMESPACE NAME GLOBAL AFFINITY CLUSTERS BACKENDS FRONTENDS", rows)
+		},
+	})
+}
+
+func (c *cli) serviceExplainCommand() *cobra.Command {
+	return c.reads(&cobra.Command{
+		Use:   "explain NAMESPACE/NAME",
+		Short: "Explain why connections to a service go where they go",
+		Long: `Shows the tiers in the order they are tried, each cluster's weight and backends,
+who is judged down, and for every cluster that takes no part, why not.`,
+		Example:           "  tombolo service explain shop/cart\n  tombolo service explain shop/cart -o json",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.completeServices,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			namespace, name, ok := strings.Cut(args[0], "/")
+			if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+				return usageError{fmt.Errorf("%q is not a service: want NAMESPACE/NAME, like default/checkout", args[0])}
+			}
+			body, err := c.getAgent(cmd.Context(), "/v1/services/"+url.PathEscape(namespace)+"/"+url.PathEscape(name))
+			if err != nil {
+				return err
+			}
+			if c.output == "json" {
+				return c.printJSON("ServiceExplanation", json.RawMessage(body))
+			}
+			var e agent.ServiceExplanation
+			if err := json.Unmarshal(body, &e); err != nil {
+				return fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
+			}
+			fmt.Fprintln(c.env.Stdout, strings.TrimRight(printable(e.Text), "\n"))
+			return nil
+		},
+	})
+}
+
+// completeServices offers the services the agent knows.
+func (c *cli) completeServices(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	body, err := c.getAgent(cmd.Context(), "/v1/services")
+	var list struct {
+		Items []agent.ServiceSummary `json:"items"`
+	}
+	if err != nil || len(args) > 0 || json.Unmarshal(body, &list) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, s := range list.Items {
+		names = append(names, s.Namespace+"/"+s.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
