@@ -143,10 +143,21 @@ func (f *Folder) loop(ctx context.Context, deliver func(Objects)) error {
 		change.Problems = f.problems()
 		if len(change.Upserts)+len(change.Deletes) > 0 || !slices.Equal(before, change.Problems) {
 			before = change.Problems
-			deliver(change)
+			deliver(f.wholeIfLossy(change))
 		}
 		f.armSettle(settle, at)
 	}
+}
+
+// wholeIfLossy makes a complete list of a change that takes away more than half
+// of many objects: a folder that was unmounted looks like one that was emptied,
+// so whoever publishes it must be able to ask for a second opinion.
+func (f *Folder) wholeIfLossy(change Objects) Objects {
+	if n := len(change.Deletes); n <= 10 || n <= len(f.current) {
+		return change
+	}
+	change.Complete, change.Upserts, change.Deletes = true, maps.Clone(f.current), nil
+	return change
 }
 
 // drain takes what else is pending, so that many changes make one delivery.

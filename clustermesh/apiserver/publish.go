@@ -132,7 +132,7 @@ func (c *core) run(ctx context.Context) {
 	defer close(c.stopped)
 	c.retry = time.NewTimer(time.Hour)
 	defer c.retry.Stop()
-	collect := time.NewTicker(collectEvery)
+	collect := time.NewTicker(min(collectEvery, max(c.cfg.Guard/2, 10*time.Millisecond)))
 	defer collect.Stop()
 	for {
 		select {

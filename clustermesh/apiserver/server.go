@@ -56,13 +56,28 @@ type server struct {
 	leader   *leader
 	memory   *storeMemory
 	problems *Problems
+	registry *registry
 	ca       *certs.CA
+	bundle   func() []byte // to announce: the CA's
 	port     *Port
 	admin    *Admin
 	follow   atomic.Pointer[kvstore.FollowStatus] // of the watch cache
 }
 
 func newServer(cfg Config, state *stateDir, handle StoreHandle) (*server, error) {
+	s := newPublishing(cfg, state, handle)
+	if err := s.openPort(); err != nil {
+		return nil, err
+	}
+	s.admin = NewAdmin(AdminConfig{
+		Port: s.port, Store: s.cache, Status: s.status, Problems: s.problems.All, Confirm: s.confirm, Log: cfg.Log,
+	})
+	return s, nil
+}
+
+// newPublishing makes the parts between the source and the store, and the watch
+// cache; not the port and the admin socket.
+func newPublishing(cfg Config, state *stateDir, handle StoreHandle) *server {
 	if len(handle.Replicas) == 0 {
 		handle.Replicas = []kvstore.Store{handle.Store}
 	}
@@ -71,18 +86,14 @@ func newServer(cfg Config, state *stateDir, handle StoreHandle) (*server, error)
 		cache:    kvstore.NewReplica(kvstore.MemoryOptions{Log: cfg.Log}),
 		problems: NewProblems(cfg.Log),
 		memory:   openStoreMemory(cfg.StateDir, cfg.Log),
+		bundle:   func() []byte { return nil },
 	}
 	s.core = newCore(cfg, handle.Store, s.cache, s.problems)
+	s.registry = &registry{cfg: cfg, core: s.core, store: handle.Store}
 	s.leader = newLeader(leaderConfig{
 		Store: handle.Store, Key: privateKey(cfg.Cluster, "leader", "apiserver"), Holder: state.replica, TTL: cfg.LeaseTTL, Log: cfg.Log,
 	})
-	if err := s.openPort(); err != nil {
-		return nil, err
-	}
-	s.admin = NewAdmin(AdminConfig{
-		Port: s.port, Store: s.cache, Status: s.status, Problems: s.problems.All, Confirm: s.confirm, Log: cfg.Log,
-	})
-	return s, nil
+	return s
 }
 
 // openPort opens the CA and the leaf and makes the mesh port.
@@ -97,13 +108,14 @@ func (s *server) openPort() error {
 	if err != nil {
 		return err
 	}
+	s.bundle = s.ca.Bundle
 	leaf, err := certs.NewLeaf(filepath.Join(s.cfg.StateDir, "leaf"), certs.APIServer(s.cfg.Cluster), s.log)
 	if err != nil {
 		return err
 	}
 	s.port, err = NewPort(PortConfig{
 		Store: s.handle.Store, Cache: s.cache, CA: s.ca, Leaf: leaf, Bundles: certs.NewBundles(),
-		Registrar: &registry{cfg: s.cfg, core: s.core, store: s.handle.Store},
+		Registrar: s.registry,
 		Own:       func() clustermesh.Cluster { return *s.core.own.Load() },
 		Log:       s.log,
 	})
@@ -168,6 +180,11 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 		}))
 	})
 	start("registrations", func(ctx context.Context) error {
+		select {
+		case <-s.cache.Ready():
+		case <-ctx.Done():
+			return nil
+		}
 		return ended(ctx, kvstore.Follow(ctx, kvstore.FollowConfig{
 			Stores: []kvstore.Store{s.cache}, Prefix: privatePrefix(s.cfg.Cluster), Sink: &claimsSink{core: s.core, log: s.log}, Log: s.log,
 		}))
@@ -176,7 +193,7 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 	start("source", func(ctx context.Context) error { return s.cfg.Source.Run(ctx, s.core.deliver) })
 	start("leader", func(ctx context.Context) error {
 		s.leader.run(ctx, func(ctx context.Context, f *fence) error {
-			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.ca.Bundle, memory: s.memory}
+			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.bundle, memory: s.memory}
 			return t.run(ctx)
 		})
 		return nil
