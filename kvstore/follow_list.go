@@ -97,7 +97,8 @@ func listWatched(ctx context.Context, s Store, prefix string, at Position, visit
 	stall := time.AfterFunc(listStall, func() { cancel(errStalled) })
 	defer stall.Stop()
 	pos, err := s.List(ctx, prefix, at, func(kvs []KV) error {
-		stall.Reset(listStall)
+		stall.Stop() // what visit takes is not the store's fault
+		defer stall.Reset(listStall)
 		if len(kvs) == 0 {
 			return nil
 		}

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -210,24 +211,30 @@ func (m *Memory) List(ctx context.Context, prefix string, at Position, visit fun
 
 // snapshot returns the immutable tree as of at.
 func (m *Memory) snapshot(at Position) (tree, Position, error) {
+	now, later, at, err := m.since(at)
+	if err != nil || len(later) == 0 {
+		return now, at, err
+	}
+	// Going back takes time, so it is done without the lock.
+	edit := now.edit()
+	undo(edit, later)
+	return edit.done(), at, nil
+}
+
+// since returns the present tree and what has changed in it since at.
+func (m *Memory) since(at Position) (tree, []revision, Position, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.usable(); err != nil {
-		return tree{}, Position{}, err
+		return tree{}, nil, Position{}, err
 	}
 	if at.IsZero() {
 		at = Position{m.id, m.rev}
 	}
 	if err := m.check(at); err != nil {
-		return tree{}, Position{}, err
+		return tree{}, nil, Position{}, err
 	}
-	old := m.tree
-	if at.Revision < m.rev {
-		edit := old.edit()
-		m.hist.undo(edit, at.Revision)
-		old = edit.done()
-	}
-	return old, at, nil
+	return m.tree, slices.Clone(m.hist.after(at.Revision)), at, nil
 }
 
 // Commit implements Store. It keeps the values: the caller must not modify them

@@ -73,16 +73,15 @@ func (h *history) after(rev int64) []revision {
 	return live[i:]
 }
 
-// undo takes back, in edit, all changes after rev.
-func (h *history) undo(edit *editor, rev int64) {
-	later := h.after(rev)
+// undo takes back, in edit, what the revisions in later changed.
+func undo(edit *editor, later []revision) {
 	for i := len(later) - 1; i >= 0; i-- {
-		r := later[i]
+		r := &later[i]
 		for j := len(r.events) - 1; j >= 0; j-- {
 			if before := r.before[j]; before.Key != "" {
 				edit.put(before)
-			} else if key := r.events[j].KV.Key; !r.events[j].Delete {
-				edit.delete(key)
+			} else if !r.events[j].Delete {
+				edit.delete(r.events[j].KV.Key)
 			}
 		}
 	}

@@ -252,6 +252,14 @@ func TestReplica(t *testing.T) {
 			t.Errorf("watch from before the list: %v, want ErrCompacted", err)
 		}
 	}
+	// A restored backup: who is ahead of it is told so.
+	must(t, sink.Begin(Position{7, 30}, nil))
+	sink.Synced(Position{7, 30})
+	for _, err := range r.Watch(ctx, "", Position{7, 60}) {
+		if !errors.Is(err, ErrFutureRevision) {
+			t.Errorf("watch from before the restore: %v, want ErrFutureRevision", err)
+		}
+	}
 	// Another store.
 	must(t, sink.Begin(Position{8, 3}, nil))
 	sink.Synced(Position{8, 3})

@@ -16,7 +16,7 @@ type tree struct {
 }
 
 const (
-	leafMax = 64 // KVs per leaf: 4 KiB are copied for a single put
+	leafMax = 32 // KVs per leaf: 2 KiB are copied for a single put
 	kidsMax = 64 // children per inner node
 )
 

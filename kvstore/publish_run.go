@@ -222,7 +222,8 @@ func (p *Publisher) take(n int) *flight {
 			size += len(key) + len(w.value)
 		}
 	}
-	p.queue = append(later, p.queue[i:]...)
+	copy(p.queue[i-len(later):], later) // back to the front, in the space just read
+	p.queue = p.queue[i-len(later):]
 	if len(f.writes) == 0 {
 		if p.flights == 0 {
 			p.bulk = false
@@ -312,12 +313,14 @@ func (p *Publisher) land(f *flight) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.flights--
-	p.commits++
 	err := f.err
 	if s := p.partOf(f.writes[0].key); err == nil && f.pos.StoreID != s.storeID {
 		err = fmt.Errorf("%w: the commit went to %016x, the list came from %016x", ErrOtherStore, f.pos.StoreID, s.storeID)
 	}
 	p.lastError = err
+	if err == nil {
+		p.commits++
+	}
 	for _, w := range f.writes {
 		delete(p.flying, w.key)
 		switch {

@@ -376,13 +376,13 @@ type PublishStatus struct {
 	Running   bool
 	Loaded    bool // the store's present content is known
 	Listed    bool
-	Wanted    int // keys
-	Pending   int // keys waiting to be written
-	InFlight  int // commits under way
-	Commits   uint64
-	Held      int   // kinds
-	Refused   int   // keys
-	LastError error // of the last commit; nil if it succeeded
+	Wanted    int    // keys
+	Pending   int    // keys waiting to be written
+	InFlight  int    // commits under way
+	Commits   uint64 // that succeeded
+	Held      int    // kinds
+	Refused   int    // keys
+	LastError error  // of the last commit; nil if it succeeded
 }
 
 // Status says where the publisher stands.

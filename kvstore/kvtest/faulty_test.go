@@ -25,6 +25,15 @@ func TestFaultyKeepsPromises(t *testing.T) {
 	}, NoLeases())
 }
 
+// Watches that are cut again and again lose nothing when they resume.
+func TestCutWatchesKeepPromises(t *testing.T) {
+	s := &suite{lagging: true, open: func(t *testing.T) (writer, reader kvstore.Store) {
+		m := kvstore.NewMemory(kvstore.MemoryOptions{})
+		return m, NewFaulty(m, 3, Faults{Cut: 0.2, Delay: 0.2, MaxDelay: time.Millisecond})
+	}}
+	churn(t, s.bench(t))
+}
+
 func TestFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := kvstore.NewMemory(kvstore.MemoryOptions{})
