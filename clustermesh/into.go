@@ -3,6 +3,7 @@ package clustermesh
 import (
 	"errors"
 	"iter"
+	"slices"
 )
 
 // finish ends the building of a list: nodes that waited are settled, and later
@@ -42,6 +43,7 @@ func (u Update) Into(old *View) (view *View, changes iter.Seq[Change], refused [
 	for _, n := range old.settle() {
 		k := KeyOf(old.scope, old.Name(), n)
 		applied = append(applied, Change{Key: k, Record: n})
+		refused = slices.DeleteFunc(refused, func(r Refusal) bool { return r.Key == quote(k.String()) })
 	}
 	return old, func(yield func(Change) bool) {
 		for _, c := range applied {
