@@ -222,3 +222,53 @@ __noinline int tmb_choose(struct tmb_service *svc, struct tmb_draw *d)
 	d->zero = 1;
 	return tmb_try_tiers(svc, d, start);
 }
+
+enum tmb_choice_result {
+	TMB_NO_SERVICE, /* not a frontend */
+	TMB_NO_BACKEND, /* a frontend without backends */
+	TMB_CHOSEN,	/* d has one */
+};
+
+#define TMB_MAX_TRIES 4
+
+static __always_inline bool tmb_same_slot(const struct tmb_slot *a, const struct tmb_slot *b)
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4] && x[5] == y[5];
+}
+
+/* The choice for a frontend, and the one to call.
+ *
+ * The kernel may give the memory of a deleted row to another key at once, while a
+ * program still reads it (since 6.1; these programs can be preempted, too). So
+ * what was chosen is looked up again: it stands if the frontend still has the
+ * service, and the slot the backend, that were read. Else somebody would, once in
+ * a hundred thousand times while rows change fast, reach another service. */
+__noinline int tmb_choose_for(struct tmb_service_key *key, struct tmb_draw *d)
+{
+	struct tmb_service *svc;
+	struct tmb_slot *slot;
+	__u64 seed;
+	int i;
+
+	if (!key || !d)
+		return TMB_NO_SERVICE;
+	seed = d->seed;
+	for (i = 0; i < TMB_MAX_TRIES; i++) {
+		svc = bpf_map_lookup_elem(&tmb_services_1, key);
+		if (!svc)
+			return TMB_NO_SERVICE;
+		__builtin_memset(d, 0, sizeof(*d));
+		d->seed = seed;
+		if (!tmb_choose(svc, d))
+			return TMB_NO_BACKEND;
+		svc = bpf_map_lookup_elem(&tmb_services_1, key);
+		if (!svc || svc->id != d->at.service)
+			continue;
+		slot = bpf_map_lookup_elem(&tmb_slots_1, &d->at);
+		if (slot && tmb_same_slot(slot, &d->slot))
+			return TMB_CHOSEN;
+	}
+	return TMB_NO_BACKEND;
+}

@@ -72,20 +72,19 @@ static __always_inline void addr_write(struct bpf_sock_addr *ctx, const struct t
 	ctx->user_port = port;
 }
 
-/* The service dialled. MPTCP is TCP to whoever describes services. */
-static __always_inline struct tmb_service *service_of(struct bpf_sock_addr *ctx, struct tmb_service_key *key, bool v4)
+/* What was dialled. False: no protocol of a service. MPTCP is TCP to whoever
+ * describes services. */
+static __always_inline bool frontend(struct bpf_sock_addr *ctx, struct tmb_service_key *key, bool v4)
 {
 	__u32 proto = ctx->protocol;
 
 	if (proto == IPPROTO_MPTCP)
 		proto = IPPROTO_TCP;
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
-		return NULL;
 	addr_read(&key->addr, ctx, v4);
 	key->port = (__be16)ctx->user_port;
 	key->proto = proto;
 	key->pad = 0;
-	return bpf_map_lookup_elem(&tmb_services_1, key);
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
 static __always_inline void forget_connection(__u64 cookie)
@@ -103,15 +102,16 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v4)
 	struct tmb_reverse_key rkey = {.cookie = cookie};
 	struct tmb_reverse rev = {};
 	struct tmb_service_key key;
-	struct tmb_service *svc;
 	struct tmb_draw d = {};
+	int chosen = TMB_NO_SERVICE;
 
-	svc = service_of(ctx, &key, v4);
-	if (!svc) {
+	if (frontend(ctx, &key, v4))
+		chosen = tmb_choose_for(&key, &d);
+	if (chosen == TMB_NO_SERVICE) {
 		forget_connection(cookie); /* the socket may have been a service's before */
 		return PASS;
 	}
-	if (!tmb_choose(svc, &d)) {
+	if (chosen != TMB_CHOSEN) {
 		tmb_count(TMB_SOCK_NO_BACKEND);
 		return TMB_REFUSE();
 	}
@@ -130,13 +130,6 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v4)
 	addr_write(ctx, &d.slot.addr, d.slot.port, v4);
 	tmb_count(TMB_SOCK_CONNECT);
 	return PASS;
-}
-
-static __always_inline bool same_slot(const struct tmb_slot *a, const struct tmb_slot *b)
-{
-	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
-
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4] && x[5] == y[5];
 }
 
 /* Remember who a datagram's answer comes from. Written again only if it changed:
@@ -167,8 +160,11 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v4)
 	struct tmb_service *svc;
 	struct tmb_draw d = {};
 	bool stands = false;
+	int chosen;
 
-	svc = service_of(ctx, &key, v4);
+	if (!frontend(ctx, &key, v4))
+		return PASS;
+	svc = bpf_map_lookup_elem(&tmb_services_1, &key);
 	if (!svc)
 		return PASS;
 	ckey.cookie = bpf_get_socket_cookie(ctx);
@@ -181,11 +177,14 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v4)
 
 		choice = *old;
 		now = bpf_map_lookup_elem(&tmb_slots_1, &choice.at);
-		stands = choice.at.service == svc->id && now && same_slot(now, &choice.slot);
+		stands = choice.at.service == svc->id && now && tmb_same_slot(now, &choice.slot);
 		if (stands && !tmb_cluster_down(choice.slot.cluster) && !tmb_node_down(choice.slot.cluster, choice.slot.node))
 			goto send;
 	}
-	if (!tmb_choose(svc, &d)) {
+	chosen = tmb_choose_for(&key, &d);
+	if (chosen == TMB_NO_SERVICE) /* it went in this moment */
+		return PASS;
+	if (chosen != TMB_CHOSEN) {
 		tmb_count(TMB_SOCK_NO_BACKEND);
 		return TMB_REFUSE();
 	}
