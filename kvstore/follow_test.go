@@ -7,6 +7,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +20,7 @@ import (
 // the order of calls.
 type view struct {
 	t       *testing.T
+	mu      sync.Mutex
 	keys    map[string]string // as of the last Synced and what followed
 	at      Position
 	fresh   map[string]string // between Begin and Synced
@@ -34,6 +36,8 @@ type view struct {
 func newView(t *testing.T) *view { return &view{t: t} }
 
 func (v *view) Begin(at Position, marker []byte) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.begins++
 	if v.refuse != nil {
 		return v.refuse
@@ -43,6 +47,8 @@ func (v *view) Begin(at Position, marker []byte) error {
 }
 
 func (v *view) Apply(at Position, events []Event) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.fresh != nil {
 		if at != v.at {
 			v.t.Errorf("a chunk at %v of a list at %v", at, v.at)
@@ -77,6 +83,8 @@ func (v *view) Apply(at Position, events []Event) error {
 }
 
 func (v *view) Synced(at Position) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.fresh == nil || at != v.at {
 		v.t.Errorf("Synced at %v without a list at it", at)
 	}
@@ -84,10 +92,34 @@ func (v *view) Synced(at Position) {
 	v.synced++
 }
 
-func (v *view) Lost(err error) { v.lost = append(v.lost, err) }
+func (v *view) Lost(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.lost = append(v.lost, err)
+}
+
+// refuseWith sets what Begin returns.
+func (v *view) refuseWith(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.refuse = err
+}
+
+// calls are how often the sink was told what.
+type calls struct{ begins, lists, lost, deletes int }
+
+func (v *view) calls() calls {
+	synctest.Wait()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return calls{v.begins, v.synced, len(v.lost), v.deletes}
+}
 
 func (v *view) want(step string, kv ...string) {
 	v.t.Helper()
+	synctest.Wait()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	want := map[string]string{}
 	for i := 0; i < len(kv); i += 2 {
 		want[kv[i]] = kv[i+1]
@@ -129,6 +161,24 @@ func commit(t testing.TB, s Store, kv ...string) Position {
 
 func healthy(s Store) *kvtest.Faulty { return kvtest.NewFaulty(s, 1, kvtest.Faults{}) }
 
+// latest keeps the last value it was given, for reading from another goroutine.
+func latest[T any]() (get func() T, set func(T)) {
+	var mu sync.Mutex
+	var last T
+	get = func() T {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		return last
+	}
+	set = func(v T) {
+		mu.Lock()
+		defer mu.Unlock()
+		last = v
+	}
+	return get, set
+}
+
 // bubble runs a test in virtual time; cleanups run inside.
 func bubble(t *testing.T, test func(t *testing.T)) { synctest.Test(t, test) }
 
@@ -137,15 +187,15 @@ func TestFollowListsThenWatches(t *testing.T) {
 		m := NewMemory(MemoryOptions{})
 		commit(t, m, "p/a", "1", "p/b", "1", "q/x", "1")
 		v := newView(t)
-		var status FollowStatus
-		start(t, FollowConfig{Stores: []Store{m}, Prefix: "p/", Sink: v, Status: func(s FollowStatus) { status = s }})
+		status, setStatus := latest[FollowStatus]()
+		start(t, FollowConfig{Stores: []Store{m}, Prefix: "p/", Sink: v, Status: setStatus})
 		synctest.Wait()
 		v.want("listed", "p/a", "1", "p/b", "1")
 		last := commit(t, m, "p/a", "2", "p/b", "-", "q/x", "2")
 		synctest.Wait()
 		v.want("watched", "p/a", "2")
-		if !status.Connected || !status.Synced || status.Position != last || status.Lists != 1 || status.LastError != nil {
-			t.Errorf("status %+v", status)
+		if !status().Connected || !status().Synced || status().Position != last || status().Lists != 1 || status().LastError != nil {
+			t.Errorf("status %+v", status())
 		}
 	})
 }
@@ -155,7 +205,7 @@ func TestFollowWaitsForAWholePublication(t *testing.T) {
 		m := NewMemory(MemoryOptions{})
 		commit(t, m, "p/a", "1")
 		v := newView(t)
-		var status FollowStatus
+		status, setStatus := latest[FollowStatus]()
 		start(t, FollowConfig{Stores: []Store{m}, Prefix: "p/", Marker: "p/marker", Sink: v,
 			Complete: func(marker []byte) error {
 				if string(marker) != "done" {
@@ -163,15 +213,17 @@ func TestFollowWaitsForAWholePublication(t *testing.T) {
 				}
 				return nil
 			},
-			Status: func(s FollowStatus) { status = s }})
+			Status: setStatus})
 		time.Sleep(time.Minute)
-		if v.begins > 0 || !strings.Contains(status.LastError.Error(), "absent") {
-			t.Errorf("without a marker: %d lists begun, %v", v.begins, status.LastError)
+		synctest.Wait()
+		if v.calls().begins > 0 || !strings.Contains(status().LastError.Error(), "absent") {
+			t.Errorf("without a marker: %d lists begun, %v", v.calls().begins, status().LastError)
 		}
 		commit(t, m, "p/marker", "half", "p/marker2", "done")
 		time.Sleep(time.Minute)
-		if v.begins > 0 || !strings.Contains(status.LastError.Error(), `"half"`) {
-			t.Errorf("with half a publication: %d lists begun, %v", v.begins, status.LastError)
+		synctest.Wait()
+		if v.calls().begins > 0 || !strings.Contains(status().LastError.Error(), `"half"`) {
+			t.Errorf("with half a publication: %d lists begun, %v", v.calls().begins, status().LastError)
 		}
 		commit(t, m, "p/marker", "done")
 		time.Sleep(time.Minute)
@@ -207,8 +259,8 @@ func TestFollowPinsTheMarkersRevision(t *testing.T) {
 		start(t, FollowConfig{Stores: []Store{p}, Prefix: "p/", Marker: "p/marker", Sink: v})
 		synctest.Wait()
 		v.want("after", "p/b", "1", "p/c", "1", "p/marker", "")
-		if v.deletes != 1 {
-			t.Errorf("%d deletes came by the watch, want 1", v.deletes)
+		if v.calls().deletes != 1 {
+			t.Errorf("%d deletes came by the watch, want 1", v.calls().deletes)
 		}
 	})
 }
@@ -225,14 +277,14 @@ func TestFollowResumesWithoutAList(t *testing.T) {
 		commit(t, m, "a", "2", "b", "-")
 		time.Sleep(10 * time.Minute)
 		v.want("cut off", "a", "1", "b", "1")
-		if len(v.lost) < 10 || len(v.lost) > 200 {
-			t.Errorf("%d attempts in 10 minutes: no backoff, or too much", len(v.lost))
+		if v.calls().lost < 10 || v.calls().lost > 200 {
+			t.Errorf("%d attempts in 10 minutes: no backoff, or too much", v.calls().lost)
 		}
 		f.Break(nil)
 		time.Sleep(time.Minute)
 		v.want("back", "a", "2")
-		if v.synced != 1 || v.deletes != 1 {
-			t.Errorf("%d lists and %d deletes, want one of each", v.synced, v.deletes)
+		if v.calls().lists != 1 || v.calls().deletes != 1 {
+			t.Errorf("%d lists and %d deletes, want one of each", v.calls().lists, v.calls().deletes)
 		}
 	})
 }
@@ -243,15 +295,15 @@ func TestFollowChangesReplica(t *testing.T) {
 		commit(t, m, "a", "1")
 		one, two := healthy(m), healthy(m)
 		v := newView(t)
-		var status FollowStatus
-		start(t, FollowConfig{Stores: []Store{one, two}, Sink: v, Status: func(s FollowStatus) { status = s }})
+		status, setStatus := latest[FollowStatus]()
+		start(t, FollowConfig{Stores: []Store{one, two}, Sink: v, Status: setStatus})
 		synctest.Wait()
 		one.Break(errors.New("gone"))
 		commit(t, m, "a", "2")
 		time.Sleep(300 * time.Millisecond)
 		v.want("on the other replica", "a", "2")
-		if status.Store != 1 || v.synced != 1 {
-			t.Errorf("on replica %d after %d lists, want the second and one", status.Store, v.synced)
+		if status().Store != 1 || v.calls().lists != 1 {
+			t.Errorf("on replica %d after %d lists, want the second and one", status().Store, v.calls().lists)
 		}
 	})
 }
@@ -273,8 +325,8 @@ func TestFollowListsAgainAfterCompaction(t *testing.T) {
 		f.Break(nil)
 		time.Sleep(time.Minute)
 		v.want("listed again", "a", "2", "c", "1")
-		if v.synced != 2 || v.deletes != 0 {
-			t.Errorf("%d lists and %d explicit deletes, want 2 and 0", v.synced, v.deletes)
+		if v.calls().lists != 2 || v.calls().deletes != 0 {
+			t.Errorf("%d lists and %d explicit deletes, want 2 and 0", v.calls().lists, v.calls().deletes)
 		}
 	})
 }
@@ -311,15 +363,15 @@ func TestFollowTakesAnotherStoreWhole(t *testing.T) {
 		commit(t, next, "b", "2")
 		time.Sleep(time.Minute)
 		v.want("the new store is half full", "a", "1", "b", "1", "marker", "x")
-		v.refuse = errors.New("not that cluster")
+		v.refuseWith(errors.New("not that cluster"))
 		commit(t, next, "c", "3", "marker", "y")
 		time.Sleep(time.Minute)
 		v.want("the new store is refused", "a", "1", "b", "1", "marker", "x")
-		v.refuse = nil
+		v.refuseWith(nil)
 		time.Sleep(time.Minute)
 		v.want("the new store is whole", "b", "2", "c", "3", "marker", "y")
-		if v.deletes != 0 || v.synced != 2 {
-			t.Errorf("%d deletes, %d lists, want 0 and 2", v.deletes, v.synced)
+		if v.calls().deletes != 0 || v.calls().lists != 2 {
+			t.Errorf("%d deletes, %d lists, want 0 and 2", v.calls().deletes, v.calls().lists)
 		}
 	})
 }
@@ -472,8 +524,8 @@ func TestFollowChecksEveryBatch(t *testing.T) {
 				start(t, FollowConfig{Stores: []Store{lying{m, batch, new(bool)}}, Sink: v})
 				time.Sleep(time.Minute)
 				v.want("afterwards", "a", "1")
-				if len(v.lost) != 1 {
-					t.Errorf("%d attempts failed, want 1: %v", len(v.lost), v.lost)
+				if v.calls().lost != 1 {
+					t.Errorf("%d attempts failed, want 1: %v", v.calls().lost, v.lost)
 				}
 			})
 		})

@@ -27,35 +27,11 @@ func all(t testing.TB, s Store, prefix string, at Position) ([]KV, Position) {
 	return kvs, pos
 }
 
-// content is all of it, as a map.
-func content(t testing.TB, s Store, prefix string) map[string]string {
-	t.Helper()
-	kvs, _ := all(t, s, prefix, Position{})
-	m := map[string]string{}
-	for _, kv := range kvs {
-		m[kv.Key] = string(kv.Value)
-	}
-	return m
-}
-
 func put(t testing.TB, s Store, kv ...string) Position {
 	t.Helper()
 	var ops []Op
 	for i := 0; i < len(kv); i += 2 {
 		ops = append(ops, Put(kv[i], []byte(kv[i+1]), 0))
-	}
-	pos, err := s.Commit(context.Background(), ops...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pos
-}
-
-func del(t testing.TB, s Store, keys ...string) Position {
-	t.Helper()
-	var ops []Op
-	for _, key := range keys {
-		ops = append(ops, Delete(key))
 	}
 	pos, err := s.Commit(context.Background(), ops...)
 	if err != nil {

@@ -225,7 +225,7 @@ func (p *Publisher) take(n int) *flight {
 	copy(p.queue[i-len(later):], later) // back to the front, in the space just read
 	p.queue = p.queue[i-len(later):]
 	if len(f.writes) == 0 {
-		if p.flights == 0 {
+		if p.flights == 0 && p.listed {
 			p.bulk = false
 		}
 		return nil

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,17 +111,22 @@ func TestPublisherWritesOnlyWhatDiffers(t *testing.T) {
 type slow struct {
 	Store
 	takes  time.Duration
+	mu     sync.Mutex
 	flying int
 	most   int
 	sizes  []int
 }
 
 func (s *slow) Commit(ctx context.Context, ops ...Op) (Position, error) {
+	s.mu.Lock()
 	s.flying++
 	s.most = max(s.most, s.flying)
 	s.sizes = append(s.sizes, len(ops))
+	s.mu.Unlock()
 	time.Sleep(s.takes)
+	s.mu.Lock()
 	s.flying--
+	s.mu.Unlock()
 	return s.Store.Commit(ctx, ops...)
 }
 
@@ -173,6 +179,7 @@ func TestPublisherFirstPublication(t *testing.T) {
 			p.Set(fmt.Sprintf("p/%04d", i), make([]byte, 20<<10))
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if _, ok := stored(t, m, "p/")["p/marker"]; ok || m.Len() != n {
 			t.Fatalf("before Listed: %d keys, marker %v", m.Len(), ok)
 		}
