@@ -278,11 +278,13 @@ func verify(leaf *x509.Certificate, rest []*x509.Certificate, name Name, roots *
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("certificate of %s: %w on %s (it is %s here); renew it, or set the clock that is wrong", name, ErrExpired, when(leaf.NotAfter), when(now))
 	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("certificate of %s: %w: it is valid only from %s, and the clock here says %s; set the clock that is wrong", name, ErrNotYetValid, when(leaf.NotBefore), when(now))
+		return fmt.Errorf("certificate of %s: %w: it is valid only from %s, and the clock here says %s; set the clock that is wrong",
+			name, ErrNotYetValid, when(leaf.NotBefore), when(now))
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("certificate of %s: %w: it was not signed by a CA of cluster %s known here; if that CA was replaced, remove the cluster and join again", name, ErrOtherCA, name.Cluster)
+		return fmt.Errorf("certificate of %s: %w: it was not signed by a CA of cluster %s known here; if that CA was replaced, remove the cluster and join again",
+			name, ErrOtherCA, name.Cluster)
 	}
 	return fmt.Errorf("certificate of %s: %w", name, err)
 }

@@ -188,7 +188,7 @@ func (j *joining) commit(ctx context.Context) error {
 		return fromOther(other.Name, err)
 	}
 	if err := j.store(ctx); err != nil {
-		return j.takeBack(err)
+		return j.takeBack(ctx, err)
 	}
 	j.ok("both sides have stored one another")
 	p.log.Info("joined cluster", "cluster", other.Name, "id", other.ID, "fingerprint", j.token.Fingerprint)
@@ -204,9 +204,9 @@ func (j *joining) store(ctx context.Context) error {
 }
 
 // takeBack undoes the other side's half after ours failed.
-func (j *joining) takeBack(cause error) error {
+func (j *joining) takeBack(ctx context.Context, cause error) error {
 	p, other := j.port, j.other
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), 2*dialTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*dialTimeout)
 	defer cancel()
 	r := &Refusal{Code: codes.Unavailable, What: "join failed", Why: "peer " + other.Name + " could not be stored here: " + cause.Error()}
 	if err := p.undo(ctx, other.Name, other.MeshAddresses, other.CABundle); err != nil {
@@ -224,7 +224,7 @@ func fromOther(cluster string, err error) error {
 		r.Why = "cluster " + cluster + " says: " + r.Why
 		return r
 	}
-	return Refuse(codes.Unavailable, joinRefused, "try again; the same token works until it expires", "cluster %s did not answer: %s", cluster, status.Convert(err).Message())
+	return Refuse(codes.Unavailable, joinRefused, "try again; the same token works until it expires", "cluster %s did not answer: %s", cluster, printable(status.Convert(err).Message()))
 }
 
 // notKnownThere reports whether the other side refused because it does not

@@ -118,7 +118,7 @@ func (p *Peers) decode(kv kvstore.KV) (*clustermesh.Peer, error) {
 		return nil, err
 	}
 	peer, ok := rec.(*clustermesh.Peer)
-	if !ok || peer.Name != key.Name {
+	if !ok || peer.Name != key.Name || peer.Name == p.own {
 		return nil, fmt.Errorf("record %s is not that of a peer", kv.Key)
 	}
 	return peer, nil

@@ -31,7 +31,8 @@ type contact struct {
 	reachable bool
 	err       error
 	seen      time.Time
-	problem   string // why its cluster record is not believed
+	since     time.Time // of the present loss
+	problem   string    // why its cluster record is not believed
 }
 
 // contacts are all of them, by cluster.
@@ -158,6 +159,9 @@ func (c *contact) met(now time.Time) {
 func (c *contact) lost(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.reachable || c.since.IsZero() {
+		c.since = time.Now()
+	}
 	c.reachable, c.err = false, err
 }
 
@@ -166,7 +170,7 @@ func (c *contact) believe(err error) {
 	defer c.mu.Unlock()
 	c.problem = ""
 	if err != nil {
-		c.problem = err.Error()
+		c.problem = printable(err.Error())
 	}
 }
 
@@ -248,7 +252,7 @@ func (p *Port) PeerStatus() []*pb.PeerStatus {
 			c.mu.Lock()
 			s.Reachable = c.reachable
 			if c.err != nil {
-				s.Error = c.err.Error()
+				s.Error = printable(c.err.Error())
 			}
 			if c.reachable {
 				c.seen = p.cfg.Now()
@@ -265,6 +269,9 @@ func (p *Port) PeerStatus() []*pb.PeerStatus {
 // believed, and a certificate about to end.
 func (p *Port) Problems() []Problem {
 	out := p.peers.Problems()
+	if q := p.caProblem.Load(); q != nil {
+		out = append(out, *q)
+	}
 	for _, peer := range p.peers.List() {
 		c := p.contacts.get(peer.Name)
 		if c == nil {
@@ -277,7 +284,7 @@ func (p *Port) Problems() []Problem {
 				Fix: "correct that cluster's settings, or tombolo mesh remove " + peer.Name})
 		}
 		if !c.reachable && !errors.Is(c.err, errNotYetReached) {
-			out = append(out, Problem{Object: object, What: "its mesh port cannot be reached; traffic is not affected", Why: c.err.Error(),
+			out = append(out, Problem{Object: object, What: "its mesh port cannot be reached; traffic is not affected", Why: printable(c.err.Error()), Since: c.since,
 				Fix: "repair the connection to " + addressesText(peer) + ", or tombolo mesh remove " + peer.Name + " --force"})
 		}
 		c.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -60,8 +61,8 @@ type Port struct {
 	etcd     *etcd.Server
 	grpc     *grpc.Server
 
-	joinMu sync.Mutex // one join, leave or remove at a time
-	ctx    context.Context
+	joinMu    sync.Mutex // one join, leave or remove at a time
+	caProblem atomic.Pointer[Problem]
 }
 
 // NewPort checks cfg and makes a Port. The listener is Run's.
@@ -82,7 +83,7 @@ func NewPort(cfg PortConfig) (*Port, error) {
 	if cfg.PeerBudget == (etcd.Budget{}) {
 		cfg.PeerBudget = DefaultPeerBudget
 	}
-	p := &Port{cfg: cfg, own: cfg.CA.Cluster(), log: cfg.Log, ctx: context.Background()}
+	p := &Port{cfg: cfg, own: cfg.CA.Cluster(), log: cfg.Log}
 	p.contacts.all = make(map[string]*contact)
 	if want := certs.APIServer(p.own); cfg.Leaf.Name() != want {
 		return nil, fmt.Errorf("mesh port: the leaf is for %s, expected %s", cfg.Leaf.Name(), want)
@@ -134,12 +135,12 @@ func (p *Port) Peers() *Peers { return p.peers }
 func (p *Port) Run(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p.ctx = ctx
 	var tasks sync.WaitGroup
 	tasks.Go(func() { p.peers.Run(ctx) })
 	tasks.Go(func() { p.followPeers(ctx) })
 	tasks.Go(func() { _ = p.cfg.Leaf.Run(ctx, p.signOwn) }) // ends with ctx only
 	tasks.Go(func() { p.undoHalfJoins(ctx) })
+	tasks.Go(func() { p.compareCA(ctx) })
 	tasks.Go(func() {
 		<-ctx.Done()
 		p.stop()

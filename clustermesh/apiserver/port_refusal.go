@@ -48,8 +48,8 @@ func Refuse(code codes.Code, what, fix, why string, args ...any) *Refusal {
 	return &Refusal{Code: code, What: what, Fix: fix, Why: fmt.Sprintf(why, args...)}
 }
 
-// AsRefusal finds the Refusal in err, also one that came over gRPC; nil if err
-// is of another kind.
+// AsRefusal finds the Refusal in err, also one that came over gRPC (its words
+// are foreign and made safe to print); nil if err is of another kind.
 func AsRefusal(err error) *Refusal {
 	var r *Refusal
 	if errors.As(err, &r) {
@@ -61,7 +61,7 @@ func AsRefusal(err error) *Refusal {
 	}
 	for _, d := range st.Details() {
 		if p, ok := d.(*pb.Problem); ok {
-			return &Refusal{Code: st.Code(), What: p.What, Why: p.Why, Fix: p.Fix}
+			return &Refusal{Code: st.Code(), What: printable(p.What), Why: printable(p.Why), Fix: printable(p.Fix)}
 		}
 	}
 	return nil
