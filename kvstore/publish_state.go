@@ -212,11 +212,13 @@ func (p *Publisher) Relist() {
 
 // Listed says that a complete list of the source has been Set. From the first
 // time on the publisher sweeps, and writes the marker when all else is written.
-// Each further call asks MarkerValue anew.
+// Each further call asks MarkerValue anew; only one that ends a list begun with
+// Relist counts as a second list that agrees with what the guard holds.
 func (p *Publisher) Listed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.relisting {
+	anew := p.relisting
+	if anew {
 		p.relisting = false
 		p.dropUnlisted()
 	}
@@ -225,7 +227,7 @@ func (p *Publisher) Listed() {
 	if len(p.queue) > MaxOps {
 		p.bulk = true
 	}
-	p.sweep(true)
+	p.sweep(anew)
 	p.poke()
 }
 

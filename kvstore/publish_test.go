@@ -430,6 +430,12 @@ func TestPublisherGuardAfterRestart(t *testing.T) {
 		if len(held) != 1 || held[0].Kind != "pod" || held[0].Keys != 100 || held[0].Of != 100 || len(held[0].Sample) != 5 {
 			t.Fatalf("held %+v", held)
 		}
+		time.Sleep(time.Hour)
+		p.Listed() // only asks for the marker anew: no second list
+		waitIdle(t, p)
+		if n := len(stored(t, m, "p/pod/")); n != 100 {
+			t.Fatalf("%d pods, want all 100 still held", n)
+		}
 		p.Delete("p/pod/7") // one by one is what the source means
 		waitIdle(t, p)
 		if n := len(stored(t, m, "p/pod/")); n != 99 {
