@@ -42,6 +42,7 @@ type watchConn struct {
 	mu      sync.Mutex
 	watches map[int64]*serverWatch
 	nextID  int64
+	closing bool // run waits for the goroutines there are
 }
 
 type serverWatch struct {
@@ -83,6 +84,9 @@ func (c *watchConn) run() error {
 		err = context.Cause(c.ctx)
 	}
 	c.fail(nil)
+	c.mu.Lock()
+	c.closing = true
+	c.mu.Unlock()
 	c.wg.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = rpctypes.ErrGRPCWatchCanceled
@@ -139,13 +143,27 @@ func (c *watchConn) create(req *pb.WatchCreateRequest) error {
 		c.forget(w)
 		return err
 	}
-	c.wg.Add(1)
+	if !c.begin() {
+		c.forget(w)
+		return context.Cause(c.ctx)
+	}
 	go func() {
 		defer c.wg.Done()
 		defer c.forget(w)
 		c.follow(w)
 	}()
 	return nil
+}
+
+// begin counts one more goroutine for run to wait for, unless it waits already.
+func (c *watchConn) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return false
+	}
+	c.wg.Add(1)
+	return true
 }
 
 // newWatch checks a request and registers its watch; reason is empty if that went well.
