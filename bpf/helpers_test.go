@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -95,51 +94,6 @@ func put(t testing.TB, m *ebpf.Map, key, value any) {
 	if err := m.Put(key, value); err != nil {
 		t.Fatalf("put into %v: %v", m, err)
 	}
-}
-
-// onThread runs f on an OS thread that ends with it, after prepare: in a network
-// namespace, or whatever else belongs to a thread.
-func onThread(t testing.TB, prepare func() error, f func()) {
-	t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		if err := prepare(); err != nil {
-			done <- err
-			return
-		}
-		f()
-		done <- nil
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-// newNetns runs f in a network namespace that exists as long as f and what f
-// leaves open.
-func newNetns(t testing.TB, f func()) {
-	t.Helper()
-	onThread(t, func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		return loopbackUp()
-	}, f)
-}
-
-func loopbackUp() error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	ifr, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	ifr.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr)
 }
 
 // enter moves the test process into the cgroup until the test ends. A socket

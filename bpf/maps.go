@@ -220,7 +220,6 @@ func copyRows(to, from *ebpf.Map, flags ebpf.MapUpdateFlags) (n int, err error) 
 // commit puts a resized map in the place of the old one, once no program uses
 // that any more. What programs wrote in between comes along.
 func (r resized) commit(dir string) error {
-	defer r.old.Close()
 	if r.old.Type() == ebpf.LRUHash {
 		if _, err := copyRows(r.new, r.old, ebpf.UpdateNoExist); err != nil {
 			return fmt.Errorf("resize map %s: %w", r.name, err)
