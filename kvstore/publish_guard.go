@@ -30,6 +30,9 @@ func (p *Publisher) sweep(listed bool) {
 	if !p.listed || p.relisting || p.storeID == 0 || len(p.extra) == 0 {
 		return
 	}
+	if !listed && p.heldKeys() == len(p.extra) {
+		return // all of it is held already
+	}
 	byKind := map[string][]string{}
 	for key := range p.extra {
 		kind := p.c.Kind(key)
@@ -77,6 +80,14 @@ func (p *Publisher) doom(keys []string) {
 		p.explicit[key] = struct{}{}
 		p.reconsider(key)
 	}
+}
+
+// heldKeys counts what is held. Held keys are always extra. Callers hold mu.
+func (p *Publisher) heldKeys() (n int) {
+	for _, keys := range p.held {
+		n += len(keys)
+	}
+	return n
 }
 
 // release ends a hold on key. Callers hold mu.

@@ -156,6 +156,11 @@ func (p *Publisher) loaded() {
 	for key := range p.explicit {
 		p.reconsider(key)
 	}
+	for _, held := range p.held {
+		for key := range held { // what is gone is not held
+			p.reconsider(key)
+		}
+	}
 	p.sweep(false)
 	p.poke()
 }

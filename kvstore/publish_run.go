@@ -64,7 +64,7 @@ func (p *Publisher) reset() {
 	p.queue = nil
 	clear(p.queued)
 	clear(p.flying)
-	p.flights = 0
+	p.flights, p.maxBytes = 0, publishBytes
 	p.markerDue, p.bulk = true, true
 	for _, s := range p.parts {
 		s.storeID, s.fresh, s.tombs = 0, nil, nil

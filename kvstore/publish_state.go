@@ -266,7 +266,9 @@ func (p *Publisher) reconsider(key string) {
 		if _, ok := p.explicit[key]; ok {
 			p.release(key)
 			p.enqueue(key)
-		} else if _, ok := p.refused[key]; !ok {
+		} else if _, ok := p.refused[key]; ok {
+			p.release(key)
+		} else {
 			p.extra[key] = struct{}{}
 		}
 	case p.storeID != 0:

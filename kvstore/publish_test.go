@@ -452,6 +452,37 @@ func TestPublisherGuardAfterRestart(t *testing.T) {
 	})
 }
 
+// What is held and gone from the store is not held any more.
+func TestPublisherHoldsNoGhosts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, next := NewMemory(MemoryOptions{}), NewMemory(MemoryOptions{})
+		for i := range 20 {
+			commit(t, m, fmt.Sprintf("p/k/%02d", i), "", fmt.Sprintf("r/k/%02d", i), "")
+		}
+		f := healthy(m)
+		p := NewPublisher(PublishConfig{Store: f, Prefixes: []string{"p/", "r/"}, Kind: kindOf})
+		publish(t, p)
+		p.Listed()
+		waitIdle(t, p)
+		if held := p.Held(); len(held) != 1 || held[0].Keys != 40 {
+			t.Fatalf("held %+v", held)
+		}
+		for i := range 10 {
+			commit(t, m, fmt.Sprintf("p/k/%02d", i), "-")
+		}
+		p.Set("p/k/19", make([]byte, MaxValue+1)) // refused, and so neither wanted nor swept
+		time.Sleep(time.Second)
+		if held := p.Held(); len(held) != 1 || held[0].Keys != 29 {
+			t.Errorf("after ten were deleted and one refused, held %+v", held)
+		}
+		f.Swap(next)
+		time.Sleep(2 * time.Minute)
+		if held := p.Held(); len(held) != 0 {
+			t.Errorf("in an empty store, held %+v", held)
+		}
+	})
+}
+
 func TestPublisherFillsAnotherStore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		old, next := NewMemory(MemoryOptions{}), NewMemory(MemoryOptions{})
