@@ -50,7 +50,9 @@ func (w *twin) conflict(n *Node) bool {
 func (w *twin) apply(c Change) (ok bool) {
 	if c.Record == nil {
 		delete(w.records, c.Key)
-		delete(w.waiting, c.Key.Name)
+		if c.Key.Kind == KindNode {
+			delete(w.waiting, c.Key.Name)
+		}
 		return true
 	}
 	if n, isNode := c.Record.(*Node); isNode {
