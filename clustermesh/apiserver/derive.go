@@ -71,6 +71,7 @@ type deriver struct {
 	nodesMoved      bool // prefixes must be shared out anew
 
 	units map[unit]*unitOut
+	owner map[string]unit // by key: which unit yields it; an address may move from pod to pod
 	dirty map[unit]clustermesh.Origin
 }
 
@@ -127,6 +128,7 @@ func newDeriver(cfg deriveConfig) *deriver {
 		unnumbered:      make(map[string]bool),
 		unnumberedNodes: make(map[string]bool),
 		units:           make(map[unit]*unitOut),
+		owner:           make(map[string]unit),
 		dirty:           make(map[unit]clustermesh.Origin),
 	}
 }
@@ -143,6 +145,7 @@ func (d *deriver) touch(u unit, at clustermesh.Origin) {
 // yielded before is forgotten.
 func (d *deriver) touchAll(at clustermesh.Origin) {
 	d.units = make(map[unit]*unitOut)
+	d.owner = make(map[string]unit)
 	for name := range d.nodes {
 		d.touch(nodeUnit(name), at)
 	}
@@ -297,6 +300,7 @@ func (d *deriver) flush(emit func(key string, value []byte)) {
 		old := d.units[u]
 		for _, key := range slices.Sorted(maps.Keys(y.values)) {
 			value := y.values[key]
+			d.owner[key] = u
 			if value == nil && (old == nil || !slices.Contains(old.keys, key)) {
 				value = d.cfg.Stored(key)
 			}
@@ -306,7 +310,8 @@ func (d *deriver) flush(emit func(key string, value []byte)) {
 		}
 		if old != nil {
 			for _, key := range old.keys {
-				if _, still := y.values[key]; !still {
+				if _, still := y.values[key]; !still && d.owner[key] == u {
+					delete(d.owner, key)
 					gone = append(gone, key)
 				}
 			}
@@ -318,7 +323,9 @@ func (d *deriver) flush(emit func(key string, value []byte)) {
 		d.units[u] = &unitOut{keys: slices.Sorted(maps.Keys(y.values)), problems: y.problems}
 	}
 	for _, key := range gone {
-		emit(key, nil)
+		if _, taken := d.owner[key]; !taken {
+			emit(key, nil)
+		}
 	}
 }
 

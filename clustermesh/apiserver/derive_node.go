@@ -67,21 +67,59 @@ func (d *deriver) shareOut() {
 		}
 	}
 	taken := newPrefixOwners()
-	for _, name := range slices.Sorted(maps.Keys(d.nodes)) {
+	names := slices.Sorted(maps.Keys(d.nodes))
+	fresh := make(map[string][]netip.Prefix, len(names))
+	problems := make(map[string]*Problem)
+	for _, name := range names {
+		fresh[name], problems[name] = d.nodePrefixes(name, d.nodes[name].node, taken)
+	}
+	// A node whose prefixes are refused keeps the last good ones, if nobody else
+	// has them now.
+	for _, name := range names {
+		if problems[name] == nil {
+			continue
+		}
+		if last := d.lastPrefixes(name); len(last) > 0 && !slices.ContainsFunc(last, func(p netip.Prefix) bool {
+			return taken.overlap(p) != "" || !within(d.cfg.Bound, p)
+		}) {
+			fresh[name] = last
+			for _, p := range last {
+				taken.add(p, name)
+			}
+			problems[name].What = "its pod prefixes are refused"
+			problems[name].Fix += "; until then the last good ones stay in force"
+		}
+	}
+	for _, name := range names {
 		n := d.nodes[name]
-		prefixes, problem := d.nodePrefixes(name, n.node, taken)
-		if !slices.Equal(prefixes, n.prefixes) {
+		if prefixes := fresh[name]; !slices.Equal(prefixes, n.prefixes) {
 			n.prefixes, n.tunnel = prefixes, nil
 			for _, p := range prefixes {
 				n.tunnel = append(n.tunnel, tunnelAddress(p))
 			}
 			d.touchNode(name, at)
 		}
+		problem := problems[name]
 		if (n.problem == nil) != (problem == nil) || (problem != nil && *problem != *n.problem) {
 			n.problem = problem
 			d.touch(nodeUnit(name), at)
 		}
 	}
+}
+
+// lastPrefixes are the last good ones of a node: those in force, or after a
+// restart those of the record in the store.
+func (d *deriver) lastPrefixes(name string) []netip.Prefix {
+	if last := d.nodes[name].prefixes; len(last) > 0 {
+		return last
+	}
+	key := clustermesh.KeyOf(clustermesh.ScopeExport, d.cfg.Cluster, &clustermesh.Node{Name: name})
+	if value := d.cfg.Stored(key.String()); value != nil {
+		if r, err := clustermesh.Decode(key, value); err == nil {
+			return r.(*clustermesh.Node).PodPrefixes
+		}
+	}
+	return nil
 }
 
 // nodePrefixes reads spec.podCIDRs. One bad prefix refuses all of the node.
@@ -234,12 +272,6 @@ func (d *deriver) deriveNode(name string, y *yield) {
 	}
 	r := d.nodeRecord(name, y.at)
 	if r.Number == 0 || len(r.PodPrefixes) == 0 {
-		// Not without a number, and not without the prefixes it had: a node whose
-		// prefixes are refused keeps what was published of it.
-		key := d.key(clustermesh.ScopeExport, &clustermesh.Node{Name: name})
-		if d.cfg.Stored(key) != nil {
-			y.keep(key)
-		}
 		return
 	}
 	y.put(clustermesh.ScopeExport, r, "Node "+name)

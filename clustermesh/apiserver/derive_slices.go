@@ -140,7 +140,10 @@ func targetPorts(svc *corev1.Service, pod *corev1.Pod) ([]clustermesh.Port, stri
 // its first bits, not on the order in which they came: a change of one endpoint
 // rewrites one slice, save where a slice grows beyond the limit and splits in two.
 func appendSlices(out []*clustermesh.EndpointSlice, name objectName, base string, ports []clustermesh.Port, endpoints []clustermesh.Endpoint) []*clustermesh.EndpointSlice {
-	slices.SortFunc(endpoints, func(a, b clustermesh.Endpoint) int { return a.Address.Compare(b.Address) })
+	// Pods on one node's network share its address: the one that serves stands for it.
+	slices.SortFunc(endpoints, func(a, b clustermesh.Endpoint) int {
+		return cmp.Or(a.Address.Compare(b.Address), trueFirst(a.Ready, b.Ready), trueFirst(a.Serving, b.Serving), trueFirst(b.Terminating, a.Terminating))
+	})
 	endpoints = slices.CompactFunc(endpoints, func(a, b clustermesh.Endpoint) bool { return a.Address == b.Address })
 	var split func(eps []clustermesh.Endpoint, bits string)
 	split = func(eps []clustermesh.Endpoint, bits string) {
@@ -172,6 +175,16 @@ func appendSlices(out []*clustermesh.EndpointSlice, name objectName, base string
 	}
 	split(endpoints, "")
 	return out
+}
+
+func trueFirst(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
 }
 
 // addressHash spreads neighbouring addresses evenly. It is part of how keys are

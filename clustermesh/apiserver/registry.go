@@ -78,7 +78,7 @@ func (g *registry) checkNode(ctx context.Context, r NodeRegistration) error {
 			refusal = unknownNode(r.Node)
 			return
 		}
-		if n.problem != nil {
+		if n.problem != nil && len(n.prefixes) == 0 {
 			refusal = Refuse(codes.FailedPrecondition, "node "+r.Node+" not registered", n.problem.Fix, "%s: %s", n.problem.What, n.problem.Why)
 			return
 		}
