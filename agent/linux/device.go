@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -107,6 +108,9 @@ func (d *Device) Ensure(mtu int) (DeviceState, error) {
 		}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
+		// No link-local address: nothing on the tunnel speaks neighbour discovery.
+		// A kernel that cannot do without one is no worse off.
+		_ = d.nl.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
 		if err := d.nl.LinkSetUp(link); err != nil {
 			return st, fmt.Errorf("set %s up: %w", d.name, err)
 		}

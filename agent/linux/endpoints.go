@@ -138,11 +138,16 @@ func (p *Pods) reported(r EndpointReport, id clustermesh.Identity) {
 		}
 		return
 	}
-	if _, connected := p.index[r.UID]; connected && p.identities[r.UID] != id {
-		p.identities[r.UID] = id
-		if p.cfg.Changed != nil {
-			p.cfg.Changed(p.local())
-		}
+	rec := p.pods[r.UID]
+	if rec == nil || rec.Identity == id {
+		return
+	}
+	rec.Identity = id
+	if err := p.save(); err != nil {
+		p.log.Error("identity of a pod could not be noted", "uid", r.UID, "err", err)
+	}
+	if p.cfg.Changed != nil {
+		p.cfg.Changed(p.local())
 	}
 }
 

@@ -117,6 +117,9 @@ func (n *ns) startTunnel(device string) *exec.Cmd {
 	n.t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
+		if n.t.Failed() {
+			n.t.Logf("tunnel %s: %s", device, log.String())
+		}
 		os.Remove(tunnel.SocketPath(device))
 	})
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tombolo-mesh/tombolo/agent"
-	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
 // PodsConfig makes Pods.
@@ -47,16 +46,15 @@ type Pods struct {
 	nl   *netlink.Handle
 	node *os.File // the node's network namespace
 
-	mu         sync.Mutex
-	network    NodeNetwork
-	pods       map[string]*pod // by UID
-	pools      []*pool
-	freed      []freedAddress // of prefixes that are not the node's at present
-	departed   []departed
-	index      map[string]uint32 // UID → host ifindex, while connected
-	identities map[string]clustermesh.Identity
-	unready    map[string]bool // UID → its readiness probe fails
-	wake       chan struct{}   // tells Report that something changed
+	mu       sync.Mutex
+	network  NodeNetwork
+	pods     map[string]*pod // by UID
+	pools    []*pool
+	freed    []freedAddress // of prefixes that are not the node's at present
+	departed []departed
+	index    map[string]uint32 // UID → host ifindex, while connected
+	unready  map[string]bool   // UID → its readiness probe fails
+	wake     chan struct{}     // tells Report that something changed
 }
 
 // OpenPods reads the state file and looks which pods are connected still. It
@@ -68,7 +66,7 @@ func OpenPods(cfg PodsConfig) (*Pods, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, identities: map[string]clustermesh.Identity{}, unready: map[string]bool{}, wake: make(chan struct{}, 1)}
+	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, unready: map[string]bool{}, wake: make(chan struct{}, 1)}
 	st, look, err := readPodState(p.file(), p.log)
 	if err != nil {
 		return nil, err
@@ -270,7 +268,6 @@ func (p *Pods) expire(now time.Time) {
 func (p *Pods) forget(r *pod, now time.Time) {
 	delete(p.pods, r.UID)
 	delete(p.index, r.UID)
-	delete(p.identities, r.UID)
 	delete(p.unready, r.UID)
 	p.release(r, now)
 	if r.Name == "" {
@@ -376,7 +373,7 @@ func (p *Pods) local() []agent.LocalPod {
 		rec := p.pods[uid]
 		link := p.link(rec)
 		out = append(out, agent.LocalPod{UID: uid, Namespace: rec.Namespace, Name: rec.Name, Addresses: rec.Addresses, IfIndex: index,
-			PodMAC: agent.MAC(link.PodMAC), HostMAC: agent.MAC(link.HostMAC), Identity: p.identities[uid]})
+			PodMAC: agent.MAC(link.PodMAC), HostMAC: agent.MAC(link.HostMAC), Identity: rec.Identity})
 	}
 	slices.SortFunc(out, func(a, b agent.LocalPod) int { return strings.Compare(a.UID, b.UID) })
 	return out

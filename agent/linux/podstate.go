@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
 // pod is one pod as the state file remembers it. Its UID owns its addresses:
@@ -23,7 +25,9 @@ type pod struct {
 	IfName      string       `json:"ifName"`
 	Addresses   []netip.Addr `json:"addresses"`
 	MTU         int          `json:"mtu"`
-	Added       time.Time    `json:"added"`
+	// Identity is what the cluster said last: with it, a restart changes nothing.
+	Identity clustermesh.Identity `json:"identity,omitempty"`
+	Added    time.Time            `json:"added"`
 	// Gone is since when the pod has no link (its namespace went, or the node
 	// rebooted); zero = connected. The address is kept for it for a while.
 	Gone time.Time `json:"gone,omitzero"`

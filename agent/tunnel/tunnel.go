@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -40,7 +41,7 @@ type Config struct {
 func SocketPath(name string) string { return filepath.Join(SocketDir, name+".sock") }
 
 // Run makes the device in the network namespace of this process and serves its
-// UAPI socket until ctx ends or the device or socket is taken away. The device
+// UAPI socket until ctx ends or the device is taken away. The device
 // and the socket are gone when it returns. The process must live in the node's
 // namespace with all its threads: the UDP sockets open on whichever thread sees
 // the link come up, and a socket in the wrong namespace loses every packet.
@@ -70,10 +71,12 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	dev := device.NewDevice(tdev, conn.NewDefaultBind(), deviceLog(log))
 	defer dev.Close() // closes the TUN, and with it the link and its routes
-	uapi, err := ipc.UAPIListen(cfg.Device, file)
+	// Not ipc.UAPIListen, which takes an inotify instance to see its socket
+	// deleted: root has 128 of them by default, for all of the machine's processes.
+	uapi, err := net.FileListener(file)
 	file.Close() // the listener has its own copy
+	defer os.Remove(SocketPath(cfg.Device))
 	if err != nil {
-		os.Remove(SocketPath(cfg.Device))
 		return fmt.Errorf("listen on %s: %w", SocketPath(cfg.Device), err)
 	}
 	defer uapi.Close()
@@ -97,7 +100,7 @@ func Run(ctx context.Context, cfg Config) error {
 	case <-dev.Wait():
 		return fmt.Errorf("device %s was closed from outside: its link was deleted, or its network namespace is gone", cfg.Device)
 	case err := <-failed:
-		return fmt.Errorf("socket %s was taken away: %w; the agent cannot configure this device any more, so it ends", SocketPath(cfg.Device), err)
+		return fmt.Errorf("socket %s: %w; the agent cannot configure this device any more, so it ends", SocketPath(cfg.Device), err)
 	}
 }
 
