@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
 	"github.com/tombolo-mesh/tombolo/kvstore"
@@ -243,4 +244,36 @@ func wantHint(t *testing.T, err error, hint string) {
 		t.Fatalf("error %v does not say %q", err, hint)
 	}
 	t.Log(err)
+}
+
+// A directory that a newer etcd has written is refused, not converted.
+func TestNewerDirectory(t *testing.T) {
+	dir := t.TempDir()
+	s := start(t, dir)
+	commit(t, s.Store(), kvstore.Put("/a", []byte("1"), 0))
+	s.Close()
+	for bucket, key := range map[string]string{"cluster": "clusterVersion", "meta": "storageVersion"} {
+		t.Run(key, func(t *testing.T) {
+			newer := t.TempDir()
+			if err := os.CopyFS(newer, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+			db, err := bolt.Open(filepath.Join(newer, "etcd", "member", "snap", "db"), 0o600, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = db.Update(func(tx *bolt.Tx) error {
+				b := tx.Bucket([]byte(bucket))
+				t.Logf("%s was %q", key, b.Get([]byte(key)))
+				return b.Put([]byte(key), []byte("3.8.0"))
+			})
+			if cerr := db.Close(); err != nil || cerr != nil {
+				t.Fatal(err, cerr)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			_, err = Start(ctx, Config{Dir: newer})
+			wantHint(t, err, "newer version")
+		})
+	}
 }

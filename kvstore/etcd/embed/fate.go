@@ -63,7 +63,7 @@ func (f *fate) start(ctx context.Context, cfg *embed.Config) (*embed.Etcd, error
 func explain(text string, cause error) error {
 	hint := ""
 	switch {
-	case strings.Contains(text, "lower than determined cluster version"), strings.Contains(text, "downgrade"), strings.Contains(text, "is not supported by"):
+	case strings.Contains(text, "lower than determined cluster version"), strings.Contains(text, "downgrade"), strings.Contains(text, "is not supported"):
 		hint = "the data was written by a newer version: run that version, or restore a backup made by this one"
 	case strings.Contains(text, "no space left"):
 		hint = "free space on this disk and start again"
