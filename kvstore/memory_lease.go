@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -104,18 +105,8 @@ func (l *lease) end() {
 	for key := range l.keys {
 		writes = append(writes, write{del: true, key: key})
 	}
-	slices.SortFunc(writes, func(a, b write) int { return compareStrings(a.key, b.key) })
+	slices.SortFunc(writes, func(a, b write) int { return strings.Compare(a.key, b.key) })
 	l.m.apply(writes)
-}
-
-func compareStrings(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // attach and detach keep the lease's set of keys. Callers hold mu.

@@ -34,6 +34,9 @@ func TestLeaseTime(t *testing.T) {
 		if _, err := l.KeepAlive(t.Context()); !errors.Is(err, ErrLeaseNotFound) {
 			t.Errorf("keep alive: %v, want ErrLeaseNotFound", err)
 		}
+		if err := l.Revoke(t.Context()); !errors.Is(err, ErrLeaseNotFound) {
+			t.Errorf("revoke: %v, want ErrLeaseNotFound", err)
+		}
 		if _, err := m.Grant(t.Context(), 0); err == nil {
 			t.Error("a lease of no time was granted")
 		}

@@ -285,6 +285,67 @@ func TestPublisherEndsWithTheErrorOfItsFence(t *testing.T) {
 	})
 }
 
+// Run that ends in the middle of a commit waits for it, and a later Run finds
+// out what became of it.
+func TestPublisherStopsAndGoesOn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := NewMemory(MemoryOptions{})
+		s := &slow{Store: m, takes: 20 * time.Second}
+		p := NewPublisher(PublishConfig{Store: s, Prefixes: []string{"p/"}})
+		p.Set("p/a", []byte("1"))
+		p.Set("p/refused", make([]byte, MaxValue+1))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- p.Run(ctx) }()
+		time.Sleep(time.Second)
+		if st := p.Status(); !st.Running || !st.Loaded || st.InFlight != 1 || st.Wanted != 1 || st.Refused != 1 || p.Idle() {
+			t.Errorf("in the middle: %+v", st)
+		}
+		if err := p.Run(ctx); err == nil || errors.Is(err, context.Canceled) {
+			t.Errorf("a second Run at a time: %v", err)
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run ended with %v", err)
+		}
+		if st := p.Status(); st.Running || st.InFlight != 0 || p.Idle() {
+			t.Errorf("stopped: %+v", st)
+		}
+		waiting, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		if err := p.WaitIdle(waiting); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("waiting for a publisher that does not run: %v", err)
+		}
+		publish(t, p)
+		p.Relist()
+		p.Set("p/a", []byte("2"))
+		p.Listed()
+		waitIdle(t, p)
+		wantStored(t, "gone on", m, "", "p/a", "2")
+		if r := p.Refused(); len(r) != 0 {
+			t.Errorf("still refused, though the last list lacks it: %v", r)
+		}
+	})
+}
+
+func TestPublisherEndsWhenItMayNotWrite(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := NewReplica(MemoryOptions{})
+		must := func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(r.Sink().Begin(Position{StoreID: 1, Revision: 1}, nil))
+		r.Sink().Synced(Position{StoreID: 1, Revision: 1})
+		p := NewPublisher(PublishConfig{Store: r, Prefixes: []string{"p/"}})
+		p.Set("p/a", nil)
+		if err := <-publish(t, p); !errors.Is(err, ErrReadOnly) {
+			t.Errorf("Run ended with %v, want ErrReadOnly", err)
+		}
+	})
+}
+
 func TestPublisherUndoesForeignChanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m := NewMemory(MemoryOptions{})
