@@ -66,6 +66,7 @@ func (p *Port) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinResponse,
 	if !req.Commit {
 		return answer, p.introduce(ctx, candidate.Name, introduction{Fingerprint: fingerprint})
 	}
+	callerOf(ctx).leaving.Store(true)
 	peer := asPeer(candidate, present[candidate.Name], now)
 	err = p.peers.set(ctx, peer, present[candidate.Name].rev, append(claim.burn(), kvstore.Delete(p.introductionKey(candidate.Name)))...)
 	if errors.Is(err, kvstore.ErrConflict) {

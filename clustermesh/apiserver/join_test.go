@@ -38,6 +38,13 @@ func TestJoin(t *testing.T) {
 	if notes := append(a.notes(), b.notes()...); len(notes) > 0 {
 		t.Errorf("notes left behind: %q", notes)
 	}
+	// aws dialled first, at a moment when gcp had not stored it yet: it must not
+	// stay the stranger that it was then.
+	begin := time.Now()
+	waitUntil(t, "aws reaches gcp", func() bool { s := a.port.PeerStatus(); return len(s) == 1 && s[0].Reachable })
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("aws reached gcp after %v", d)
+	}
 	p := b.port
 	waitUntil(t, "gcp reaches aws, and counts its reader", func() bool {
 		s := p.PeerStatus()

@@ -26,7 +26,7 @@ type caller struct {
 	ends    time.Time  // of the certificate
 
 	conn    net.Conn
-	leaving atomic.Bool // its cluster takes itself out: the answer may still go out
+	leaving atomic.Bool // its own call changes what it may: the answer may still go out
 	timer   *time.Timer
 }
 
@@ -182,7 +182,7 @@ func (cs *connections) readers(cluster string) int {
 	return n
 }
 
-// leavingTime lets the answer to Leave reach its caller.
+// leavingTime lets the answer to Join or Leave reach its caller.
 const leavingTime = 500 * time.Millisecond
 
 // closeIf ends the connections that drop answers true for.
@@ -204,18 +204,24 @@ func (cs *connections) closeIf(drop func(*caller) bool) (closed int) {
 	return closed
 }
 
-// bundleChanged closes the connections of a cluster that would not be let in
-// any more.
+// bundleChanged closes the connections of a cluster that are judged otherwise
+// now: those that would not be let in any more, and those of strangers that
+// would, as who a connection belongs to is settled when it is made.
 func (p *Port) bundleChanged(cluster string) {
 	n := p.conns.closeIf(func(c *caller) bool {
-		if c.err != nil || c.name.Cluster != cluster {
+		if c.err != nil {
+			name, err := certs.ChainName(c.chain)
+			if err != nil || name.Cluster != cluster {
+				return false
+			}
+		} else if c.name.Cluster != cluster {
 			return false
 		}
 		_, _, err := p.identify(c)
-		return err != nil
+		return (err == nil) != (c.err == nil)
 	})
 	if n > 0 {
-		p.log.Info("connections closed: their CA is no longer trusted", "cluster", cluster, "connections", n)
+		p.log.Info("connections closed: what is trusted has changed", "cluster", cluster, "connections", n)
 	}
 	if p.etcd != nil && len(p.cfg.Bundles.Get(cluster)) == 0 {
 		p.etcd.CloseClient(func(name string) bool { return isOf(name, cluster) })
