@@ -14,10 +14,11 @@ type found struct {
 
 // mergePort makes the tiers of one port of one family. members are sorted.
 func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHealthy) []Tier {
-	finds := make([]found, len(members))
+	var buf [8]found
+	finds := buf[:0]
 	ready := 0
 	for i := range members {
-		finds[i] = members[i].find(p, v6)
+		finds = append(finds, members[i].find(p, v6))
 		ready += len(finds[i].ready)
 	}
 	if ready == 0 { // nothing else is left
@@ -28,7 +29,7 @@ func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHe
 	}
 	last := lastRank(members, finds)
 	var tiers []Tier
-	var health []uint16
+	health := make([]uint16, 0, MaxTiers)
 	for rank := range MaxTiers {
 		var groups []Group
 		healthy, total := 0, 0
@@ -82,11 +83,8 @@ type located struct {
 
 // find collects the member's backends for a port: sorted, each address once.
 func (m *member) find(p Port, v6 bool) found {
-	n := 0
-	for _, s := range m.slices {
-		n += len(s.Endpoints)
-	}
-	all := make([]located, 0, n)
+	var buf [16]located // most services are this small
+	all := buf[:0]
 	for _, s := range m.slices {
 		i := slices.IndexFunc(s.Ports, func(q Port) bool { return q.Name == p.Name && q.Protocol == p.Protocol })
 		if i < 0 || len(s.Endpoints) == 0 || s.Endpoints[0].Address.Is6() != v6 {
