@@ -271,6 +271,7 @@ type HelloResponse struct {
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Clock         int64                  `protobuf:"varint,3,opt,name=clock,proto3" json:"clock,omitempty"`
+	Joined        bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"` // the caller's cluster is a peer here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -324,6 +325,13 @@ func (x *HelloResponse) GetClock() int64 {
 		return x.Clock
 	}
 	return 0
+}
+
+func (x *HelloResponse) GetJoined() bool {
+	if x != nil {
+		return x.Joined
+	}
+	return false
 }
 
 type RenewRequest struct {
@@ -737,11 +745,12 @@ const file_mesh_proto_rawDesc = "" +
 	"\bexisting\x18\x03 \x03(\tR\bexisting\"\x0e\n" +
 	"\fLeaveRequest\"\x0f\n" +
 	"\rLeaveResponse\"\x0e\n" +
-	"\fHelloRequest\"Y\n" +
+	"\fHelloRequest\"q\n" +
 	"\rHelloResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
-	"\x05clock\x18\x03 \x01(\x03R\x05clock\" \n" +
+	"\x05clock\x18\x03 \x01(\x03R\x05clock\x12\x16\n" +
+	"\x06joined\x18\x04 \x01(\bR\x06joined\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"=\n" +
 	"\rRenewResponse\x12\x14\n" +
