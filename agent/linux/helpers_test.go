@@ -110,7 +110,6 @@ func (n *ns) startTunnel(device string) *exec.Cmd {
 	cmd.Env = append(os.Environ(), "LINUX_TEST_TUNNEL="+device)
 	var log bytes.Buffer
 	cmd.Stderr = &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}

@@ -111,7 +111,6 @@ func self(t *testing.T, ns, role string, env ...string) (*exec.Cmd, *bytes.Buffe
 	cmd.Env = append(append(os.Environ(), "TUNNEL_TEST_ROLE="+role), env...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd, &log
 }
 
