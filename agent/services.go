@@ -207,14 +207,22 @@ func (s *State) noteService(name clustermesh.ServiceName, notes []string) {
 }
 
 // carry returns how to keep groups of clusters that nothing is known of; nil
-// when all are known.
+// when all are known. Until the own cluster has said who the peers are, any
+// cluster may be one.
 func (s *State) carry() func(ServiceKey, *ServiceRow) {
-	if len(s.blank) == 0 {
+	own := s.clusters[s.own].synced()
+	if len(s.blank) == 0 && own {
 		return nil
+	}
+	keep := func(id uint16) bool {
+		if s.byID(clustermesh.ID(id)) == nil {
+			return !own
+		}
+		return s.blank[clustermesh.ID(id)]
 	}
 	return func(k ServiceKey, row *ServiceRow) {
 		if old, ok := s.t.services.Actual(k); ok && old.ID == row.ID {
-			carryGroups(old, row, func(c uint16) bool { return s.blank[clustermesh.ID(c)] })
+			carryGroups(old, row, keep)
 		}
 	}
 }

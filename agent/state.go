@@ -302,6 +302,9 @@ func (s *State) nowLive(c *clusterState, scope clustermesh.Scope) {
 	}
 	c.live[scope] = true
 	s.healthDirty = true
+	if c.peer == nil && c.synced() {
+		s.touchAll() // clusters that are no peers lose what was kept for them
+	}
 	s.release()
 }
 
