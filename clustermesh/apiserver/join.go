@@ -57,6 +57,9 @@ func (p *Port) JoinMesh(ctx context.Context, text string, dryRun bool) (*JoinRes
 		return nil, err
 	}
 	defer j.conn.close()
+	if err := j.joinedAlready(ctx); err != nil {
+		return nil, err
+	}
 	if err := j.propose(ctx); err != nil {
 		return nil, err
 	}
@@ -104,6 +107,20 @@ func (j *joining) dial(ctx context.Context) error {
 	j.conn = conn
 	j.ok("cluster %s answers at %s and has the CA that the token names", j.token.Cluster, conn.addr)
 	return nil
+}
+
+// joinedAlready refuses when both sides have one another. If only one has, the
+// join goes on and mends it.
+func (j *joining) joinedAlready(ctx context.Context) error {
+	before := j.known[j.token.Cluster].peer
+	if before == nil || !strings.Contains(fingerprints(before.CABundle), j.token.Fingerprint) {
+		return nil
+	}
+	if answer, err := j.conn.Hello(ctx, &pb.HelloRequest{}); err != nil || !answer.Joined {
+		return nil
+	}
+	return Refuse(codes.AlreadyExists, joinRefused, "nothing is left to do; to begin anew: tombolo mesh remove "+j.token.Cluster+", and a new token",
+		"clusters %s and %s are joined already, and a token is good for once", j.own.Name, j.token.Cluster)
 }
 
 func (j *joining) request(commit bool) *pb.JoinRequest {

@@ -124,12 +124,15 @@ func asPeer(c *clustermesh.Cluster, before peerEntry, now time.Time) *clustermes
 // introduced.
 func (p *Port) Hello(ctx context.Context, _ *pb.HelloRequest) (*pb.HelloResponse, error) {
 	c := callerOf(ctx)
-	if r, why := p.roleOf(c); r&(roleReader|roleExpired) == 0 {
+	r, why := p.roleOf(c)
+	if r&(roleReader|roleExpired) == 0 {
 		if err := p.introduced(ctx, c); err != nil {
 			return nil, Refuse(codes.Unauthenticated, "hello refused", p.comeIn(), "%v", errors.Join(why, err))
 		}
 	}
-	return &pb.HelloResponse{Cluster: p.own, Version: p.ownCluster().Version, Clock: p.cfg.Now().UnixNano()}, nil
+	return &pb.HelloResponse{
+		Cluster: p.own, Version: p.ownCluster().Version, Clock: p.cfg.Now().UnixNano(), Joined: r&(rolePeerNode|rolePeerServer) != 0,
+	}, nil
 }
 
 // introduced reports whether the caller is the mesh API server of a cluster

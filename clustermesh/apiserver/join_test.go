@@ -57,6 +57,9 @@ func TestJoin(t *testing.T) {
 	if peer.ID != 1 || len(peer.PodPrefixes) != 1 || peer.PodPrefixes[0] != netip.MustParsePrefix("10.1.0.0/16") {
 		t.Errorf("%+v", peer)
 	}
+	// The same token again, and a fresh one.
+	wantRefusal(t, b.join(token), "joined already", "good for once")
+	wantRefusal(t, b.join(a.invite()), "joined already")
 	// A third one, by way of gcp, learns of aws.
 	c := startRig(t, "edge", 3)
 	res, err = c.port.JoinMesh(t.Context(), b.invite(), false)
@@ -365,6 +368,19 @@ func TestLeaveAndRemove(t *testing.T) {
 		wantRefusal(t, err, "no peer")
 		_, _, err = a.port.RemovePeer(t.Context(), "../x", false)
 		wantRefusal(t, err)
+		// The other side alone was removed: joining again mends it.
+		if err := b.join(a.invite()); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.port.Peers().Delete(t.Context(), "gcp"); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.join(a.invite()); err != nil || a.peerNames() != "gcp" {
+			t.Errorf("%v %q", err, a.peerNames())
+		}
+		if _, _, err := a.port.RemovePeer(t.Context(), "gcp", false); err != nil {
+			t.Fatal(err)
+		}
 		// And join again.
 		if err := b.join(a.invite()); err != nil {
 			t.Error(err)
