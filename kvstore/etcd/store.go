@@ -56,9 +56,6 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// maxRequest is etcd's default limit for one request, in bytes.
-const maxRequest = 1536 << 10
-
 // Commit writes ops in one transaction.
 func (s *Store) Commit(ctx context.Context, ops ...kvstore.Op) (kvstore.Position, error) {
 	req, err := txn(ops)
