@@ -34,6 +34,7 @@ type joining struct {
 	conn  *meshConn
 	other *clustermesh.Cluster
 	known map[string]peerEntry // own peers, before
+	half  bool                 // an earlier try may have left half a join: its promise must outlive this one
 	out   JoinResult
 }
 
@@ -67,7 +68,7 @@ func (p *Port) JoinMesh(ctx context.Context, text string, dryRun bool) (*JoinRes
 		return nil, err
 	}
 	if dryRun {
-		return &j.out, p.forgetIntroduction(ctx, j.token.Cluster)
+		return &j.out, j.forgetNote(ctx)
 	}
 	return &j.out, j.commit(ctx)
 }
@@ -134,8 +135,14 @@ func (j *joining) request(commit bool) *pb.JoinRequest {
 func (j *joining) propose(ctx context.Context) error {
 	p := j.port
 	// From here until the end the other side may say hello to any replica of ours.
-	if err := p.introduce(ctx, j.token.Cluster, introduction{Fingerprint: j.token.Fingerprint}); err != nil {
+	note, _, err := p.introduction(ctx, j.token.Cluster)
+	if err != nil {
 		return err
+	}
+	if j.half = note != nil && note.Bundle != nil && note.Fingerprint == j.token.Fingerprint; !j.half {
+		if err := p.introduce(ctx, j.token.Cluster, introduction{Fingerprint: j.token.Fingerprint}); err != nil {
+			return err
+		}
 	}
 	answer, err := j.conn.Join(ctx, j.request(false))
 	if err != nil {
@@ -200,7 +207,7 @@ func (j *joining) commit(ctx context.Context) error {
 	if _, err := j.conn.Join(ctx, j.request(true)); err != nil {
 		if AsRefusal(err) != nil {
 			// An answer of no: nothing was stored there.
-			_ = p.forgetIntroduction(ctx, other.Name)
+			_ = j.forgetNote(ctx)
 		}
 		return fromOther(other.Name, err)
 	}
@@ -210,6 +217,14 @@ func (j *joining) commit(ctx context.Context) error {
 	j.ok("both sides have stored one another")
 	p.log.Info("joined cluster", "cluster", other.Name, "id", other.ID, "fingerprint", j.token.Fingerprint)
 	return nil
+}
+
+// forgetNote ends the introduction, unless it is an earlier try's promise.
+func (j *joining) forgetNote(ctx context.Context) error {
+	if j.half {
+		return nil
+	}
+	return j.port.forgetIntroduction(ctx, j.token.Cluster)
 }
 
 func (j *joining) store(ctx context.Context) error {

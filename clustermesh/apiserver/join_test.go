@@ -281,6 +281,23 @@ func TestCrashBetweenCommits(t *testing.T) {
 			t.Errorf("aws %q, gcp %q, notes %q", a.peerNames(), b.peerNames(), b.notes())
 		}
 	})
+	t.Run("a further try that is refused keeps the promise", func(t *testing.T) {
+		a, b := startRig(t, "aws", 1), startRig(t, "gcp", 2)
+		token := a.invite()
+		crash(t, a, b, token)
+		a.setClock(11 * time.Minute) // the token ends, by both clocks
+		b.setClock(11 * time.Minute)
+		wantRefusal(t, b.join(token), "expired on")
+		if _, err := b.port.JoinMesh(t.Context(), a.invite(), true); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.port.undoHalfJoinsOnce(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.peerNames() + b.peerNames(); got != "" || len(b.notes()) > 0 {
+			t.Errorf("left: %q, notes %q", got, b.notes())
+		}
+	})
 	t.Run("undone", func(t *testing.T) {
 		a, b := startRig(t, "aws", 1), startRig(t, "gcp", 2)
 		crash(t, a, b, a.invite())

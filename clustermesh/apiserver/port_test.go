@@ -265,6 +265,19 @@ func TestConnectionEndsWithItsCertificate(t *testing.T) {
 	waitUntil(t, "the connection ends", func() bool { return a.port.conns.readers("aws") == 0 })
 }
 
+func TestOwnCertificateIsRenewed(t *testing.T) {
+	a := startRig(t, "aws", 1, func(_ *meshRig, c *PortConfig) { c.LeafTTL = 2 * time.Second })
+	first := a.port.cfg.Leaf.Expires()
+	waitUntil(t, "a later end", func() bool { return a.port.cfg.Leaf.Expires().After(first) })
+	conn := a.dial(a.leaf(certs.Node("aws", "n1"), time.Hour))
+	if got := conn.state.PeerCertificates[0].NotAfter; !got.After(first) {
+		t.Errorf("the certificate until %v is still served", got)
+	}
+	if _, err := conn.Hello(t.Context(), &pb.HelloRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStrangersAreBounded(t *testing.T) {
 	a := startRig(t, "aws", 1, func(_ *meshRig, c *PortConfig) { c.Strangers = 3; c.Handshake = 300 * time.Millisecond })
 	var open []*tls.Conn
