@@ -141,7 +141,8 @@ func (l *Leaf) Bundle() []byte {
 	return l.bundle
 }
 
-// OnChange calls f after each Install.
+// OnChange calls f after each Install, in the goroutine that called it and
+// before it returns; f may use the leaf.
 func (l *Leaf) OnChange(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -193,21 +194,29 @@ func (l *Leaf) pendingKey() (*ecdsa.PrivateKey, error) {
 // Install puts the answer to the last CSR into use, after it is on disk.
 // bundle may be nil.
 func (l *Leaf) Install(chainPEM, bundle []byte) error {
+	changed, err := l.install(chainPEM, bundle)
+	if err == nil && changed != nil {
+		changed()
+	}
+	return err
+}
+
+func (l *Leaf) install(chainPEM, bundle []byte) (changed func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.pending == nil {
-		return errors.New("no certificate request is under way")
+		return nil, errors.New("no certificate request is under way")
 	}
 	cert, err := pair(chainPEM, l.pending, l.name)
 	if err != nil {
-		return fmt.Errorf("answer to the certificate request: %w", err)
+		return nil, fmt.Errorf("answer to the certificate request: %w", err)
 	}
 	if l.file != "" {
 		if err := l.write(cert); err != nil {
-			return fmt.Errorf("certificate of %s: %w", l.name, err)
+			return nil, fmt.Errorf("certificate of %s: %w", l.name, err)
 		}
 		if err := os.Remove(l.pendingFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("certificate of %s: %w", l.name, err)
+			return nil, fmt.Errorf("certificate of %s: %w", l.name, err)
 		}
 	}
 	if bundle != nil {
@@ -215,10 +224,7 @@ func (l *Leaf) Install(chainPEM, bundle []byte) error {
 	}
 	l.pending = nil
 	l.current.Store(cert)
-	if l.changed != nil {
-		l.changed()
-	}
-	return nil
+	return l.changed, nil
 }
 
 func (l *Leaf) write(cert *tls.Certificate) error {

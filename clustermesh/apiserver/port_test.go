@@ -220,6 +220,16 @@ func TestRemovalClosesConnections(t *testing.T) {
 	if _, err := raw.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
 		t.Fatal(err)
 	}
+	waitUntil(t, "the connection is taken in", func() bool {
+		a.port.conns.mu.Lock()
+		defer a.port.conns.mu.Unlock()
+		for c := range a.port.conns.all {
+			if c.err == nil && c.conn.RemoteAddr().String() == raw.LocalAddr().String() {
+				return true
+			}
+		}
+		return false
+	})
 	begin := time.Now()
 	if _, _, err := a.port.RemovePeer(t.Context(), "gcp", true); err != nil {
 		t.Fatal(err)
