@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,9 +37,9 @@ func TestRenewalAtHalfLife(t *testing.T) {
 			t.Fatal(err)
 		}
 		var at []time.Time
-		down := false
+		var down atomic.Bool
 		sign := func(ctx context.Context, csr []byte) ([]byte, []byte, error) {
-			if down {
+			if down.Load() {
 				return nil, nil, errors.New("down")
 			}
 			at = append(at, time.Now())
@@ -58,12 +59,12 @@ func TestRenewalAtHalfLife(t *testing.T) {
 			}
 		}
 		// The signer is away for longer than the certificate lives.
-		down = true
+		down.Store(true)
 		time.Sleep(2 * ttl)
 		if leaf.Valid() {
 			t.Error("still valid")
 		}
-		down = false
+		down.Store(false)
 		time.Sleep(retryMost + time.Minute)
 		synctest.Wait()
 		if !leaf.Valid() {
