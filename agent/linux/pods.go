@@ -54,6 +54,7 @@ type Pods struct {
 	departed []departed
 	index    map[string]uint32 // UID → host ifindex, while connected
 	unready  map[string]bool   // UID → its readiness probe fails
+	probed   map[string]bool   // UID → it has a readiness probe
 	wake     chan struct{}     // tells Report that something changed
 }
 
@@ -66,7 +67,7 @@ func OpenPods(cfg PodsConfig) (*Pods, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, unready: map[string]bool{}, wake: make(chan struct{}, 1)}
+	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, unready: map[string]bool{}, probed: map[string]bool{}, wake: make(chan struct{}, 1)}
 	st, look, err := readPodState(p.file(), p.log)
 	if err != nil {
 		return nil, err
@@ -203,9 +204,13 @@ func (p *Pods) Add(ctx context.Context, r agent.PodRequest) (agent.PodResult, er
 	if len(p.pools) == 0 {
 		return agent.PodResult{}, errors.New("this node has no pod prefixes yet: it is not registered with its cluster (see the agent's log); the runtime will try again")
 	}
+	fresh := p.pods[r.UID] == nil || p.pods[r.UID].ContainerID != r.ContainerID
 	rec, err := p.allocate(r)
 	if err != nil {
 		return agent.PodResult{}, err
+	}
+	if fresh && p.probed[r.UID] {
+		p.unready[r.UID] = true // until its probe passes
 	}
 	link := p.link(rec)
 	index, connected := p.index[rec.UID]

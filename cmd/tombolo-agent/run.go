@@ -193,9 +193,6 @@ func (n *node) settle(f register.Facts) error {
 
 // serve runs everything until ctx ends. Nothing is taken away at the end.
 func (n *node) serve(ctx context.Context, facts register.Facts) error {
-	n.mu.Lock()
-	n.facts.TunnelAddresses = nil
-	n.mu.Unlock()
 	if err := n.settle(facts); err != nil {
 		return err
 	}
@@ -235,7 +232,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	task("tunnel device", func() error { n.watchTunnel(ctx); return nil })
 	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
 	task("registration", func() error { return n.client.Run(ctx) })
-	task("pod reports", func() error { n.pods.Report(ctx, n.report); return nil })
+	task("pods", func() error { n.watchPods(ctx, a); return nil })
 	if n.o.metrics != "" {
 		task("metrics", func() error { return serveMetrics(ctx, n.o.metrics, a) })
 	}
@@ -258,6 +255,38 @@ func (n *node) ownNode(rec clustermesh.Node) {
 	if rec.WireGuardKey != n.device.PublicKey() || rec.Number != f.Number {
 		n.client.Nudge()
 	}
+}
+
+// watchPods runs readiness probes and reports pods to the cluster. It begins when
+// the cluster has said which pods have probes: a pod must not be called ready
+// because nobody knew of its probe.
+func (n *node) watchPods(ctx context.Context, a *agent.Agent) {
+	probes := linux.NewReadiness(ctx, n.pods)
+	var wg sync.WaitGroup
+	reporting := false
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		if list, known, err := a.Workloads(ctx); err == nil && known {
+			wanted := map[string]clustermesh.Probe{}
+			for _, w := range list {
+				if w.Readiness != nil && w.Owner != "" {
+					wanted[w.Owner] = *w.Readiness
+				}
+			}
+			probes.Update(wanted)
+			if !reporting {
+				reporting = true
+				wg.Go(func() { n.pods.Report(ctx, n.report) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	wg.Wait()
+	probes.Wait()
 }
 
 func (n *node) report(ctx context.Context, r linux.EndpointReport) (clustermesh.Identity, error) {
