@@ -68,11 +68,13 @@ type deriver struct {
 	claimsByAddress map[netip.Addr]map[objectName]*endpointClaim
 	unnumbered      map[string]bool // label texts that may have no number yet
 	unnumberedNodes map[string]bool
-	nodesMoved      bool // prefixes must be shared out anew
+	nodesMoved      bool           // prefixes must be shared out anew
+	union           []netip.Prefix // of the nodes' prefixes; nil = not computed
 
-	units map[unit]*unitOut
-	owner map[string]unit // by key: which unit yields it; an address may move from pod to pod
-	dirty map[unit]clustermesh.Origin
+	units    map[unit]*unitOut
+	troubled map[unit]bool   // units with problems
+	owner    map[string]unit // by key: which unit yields it; an address may move from pod to pod
+	dirty    map[unit]clustermesh.Origin
 }
 
 // unit is what is derived at once.
@@ -128,6 +130,7 @@ func newDeriver(cfg deriveConfig) *deriver {
 		unnumbered:      make(map[string]bool),
 		unnumberedNodes: make(map[string]bool),
 		units:           make(map[unit]*unitOut),
+		troubled:        make(map[unit]bool),
 		owner:           make(map[string]unit),
 		dirty:           make(map[unit]clustermesh.Origin),
 	}
@@ -145,6 +148,7 @@ func (d *deriver) touch(u unit, at clustermesh.Origin) {
 // yielded before is forgotten.
 func (d *deriver) touchAll(at clustermesh.Origin) {
 	d.units = make(map[unit]*unitOut)
+	d.troubled = make(map[unit]bool)
 	d.owner = make(map[string]unit)
 	for name := range d.nodes {
 		d.touch(nodeUnit(name), at)
@@ -316,6 +320,9 @@ func (d *deriver) flush(emit func(key string, value []byte)) {
 				}
 			}
 		}
+		if delete(d.troubled, u); len(y.problems) > 0 {
+			d.troubled[u] = true
+		}
 		if len(y.values) == 0 && len(y.problems) == 0 {
 			delete(d.units, u)
 			continue
@@ -367,8 +374,8 @@ func (d *deriver) derive(u unit, y *yield) {
 // problems are those of all units.
 func (d *deriver) problems() []Problem {
 	var ps []Problem
-	for _, out := range d.units {
-		ps = append(ps, out.problems...)
+	for u := range d.troubled {
+		ps = append(ps, d.units[u].problems...)
 	}
 	sortProblems(ps)
 	return ps

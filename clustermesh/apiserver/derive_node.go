@@ -58,7 +58,7 @@ func (d *deriver) shareOut() {
 	if !d.nodesMoved {
 		return
 	}
-	d.nodesMoved = false
+	d.nodesMoved, d.union = false, nil
 	// What a change of one node makes of others came to be with that change.
 	var at clustermesh.Origin
 	for u, o := range d.dirty {

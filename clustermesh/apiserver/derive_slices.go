@@ -340,17 +340,40 @@ func (d *deriver) hostEndpoint(a netip.Addr) (*nodeState, netip.Addr) {
 	return nil, a
 }
 
-// podPrefixes bound the cluster's addresses: as configured, or the nodes' own.
+// podPrefixes bound the cluster's addresses: as configured, or the nodes' own,
+// neighbours put together.
 func (d *deriver) podPrefixes() []netip.Prefix {
 	if len(d.cfg.Bound) > 0 {
 		return d.cfg.Bound
 	}
-	var all []netip.Prefix
-	for _, n := range d.nodes {
-		all = append(all, n.prefixes...)
+	if d.union == nil {
+		for _, n := range d.nodes {
+			d.union = append(d.union, n.prefixes...)
+		}
+		d.union = aggregate(d.union)
 	}
+	return d.union
+}
+
+// aggregate covers exactly the same addresses with as few prefixes as possible.
+func aggregate(all []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(all, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
-	return all
+	var out []netip.Prefix
+	for _, p := range all {
+		if n := len(out); n > 0 && out[n-1].Overlaps(p) {
+			continue // inside of the one before
+		}
+		out = append(out, p)
+		for n := len(out); n > 1; n = len(out) {
+			a, b := out[n-2], out[n-1]
+			up := netip.PrefixFrom(a.Addr(), a.Bits()-1).Masked()
+			if a.Bits() != b.Bits() || a.Bits() == 0 || up.Addr() != a.Addr() || !up.Contains(b.Addr()) {
+				break
+			}
+			out = append(out[:n-2], up)
+		}
+	}
+	return out
 }

@@ -416,3 +416,31 @@ func TestSplitSlices(t *testing.T) {
 		}
 	})
 }
+
+func TestAggregate(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var all []netip.Prefix
+		for range rapid.IntRange(0, 20).Draw(t, "prefixes") {
+			bits := rapid.IntRange(26, 32).Draw(t, "bits")
+			a := netip.AddrFrom4([4]byte{10, 1, 0, byte(rapid.IntRange(0, 255).Draw(t, "last"))})
+			all = append(all, netip.PrefixFrom(a, bits).Masked())
+		}
+		out := aggregate(slices.Clone(all))
+		holds := func(ps []netip.Prefix, a netip.Addr) int {
+			n := 0
+			for _, p := range ps {
+				if p.Contains(a) {
+					n++
+				}
+			}
+			return n
+		}
+		a := netip.MustParseAddr("10.1.0.0")
+		for range 256 {
+			if want, got := min(1, holds(all, a)), holds(out, a); want != got {
+				t.Fatalf("%s: in %d of %v, expected %d", a, got, out, want)
+			}
+			a = a.Next()
+		}
+	})
+}

@@ -87,7 +87,7 @@ func (n *numbers) texts() []string {
 }
 
 // apply takes a change that somebody made in the store; value nil = deleted. It
-// returns the text it is about.
+// returns the text it is about, "" if nothing changed.
 func (n *numbers) apply(key string, value []byte, rev int64) (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -122,6 +122,9 @@ func (n *numbers) install(number uint32, value []byte, rev int64) (string, error
 	}
 	n.entries[number] = numberEntry{of: c.Of, freed: c.Freed, rev: rev}
 	n.byText[c.Of] = number
+	if had && old.of == c.Of && old.freed == c.Freed {
+		return "", nil // our own change, come back through the watch
+	}
 	return c.Of, nil
 }
 
