@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestListen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "agent.sock")
+	l, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", st, err)
+	}
+	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "served by another process") {
+		t.Errorf("a live socket was taken: %v", err)
+	}
+	// A killed process leaves its socket: nobody listens on it any more.
+	l.Close()
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = listen(path); err != nil {
+		t.Fatalf("a stale socket: %v", err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Error(err)
+	} else {
+		c.Close()
+	}
+	l.Close()
+}
+
+func TestLockState(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	lock, err := lockState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockState(dir); err == nil || !strings.Contains(err.Error(), "in use by a running agent") {
+		t.Errorf("locked twice: %v", err)
+	}
+	lock.Close()
+	if lock, err = lockState(dir); err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
+}
+
+func TestStarting(t *testing.T) {
+	w := httptest.NewRecorder()
+	starting(func() string { return "the node is not registered" }).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), `"the agent is starting: the node is not registered"`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"", "--node is not set"},
+		{"--node n --log-level loud", "allowed are debug, info, warn, error"},
+		{"extra", "unknown command"},
+		{"tunnel --device much-too-long-a-name", "device name"},
+	} {
+		cmd := newCommand()
+		cmd.SetArgs(strings.Fields(c.args))
+		if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %q", c.args, err, c.want)
+		}
+	}
+	if _, err := parseAddrs([]string{"192.0.2.1", "nonsense"}); err == nil || !strings.Contains(err.Error(), `--underlay "nonsense"`) {
+		t.Error(err)
+	}
+	for _, sub := range []string{"--help", "tunnel --help", "cleanup --help"} {
+		var out bytes.Buffer
+		cmd := newCommand()
+		cmd.SetArgs(strings.Fields(sub))
+		cmd.SetOut(&out)
+		if err := cmd.Execute(); err != nil || !strings.Contains(out.String(), "Examples:") {
+			t.Errorf("%s: %v: %s", sub, err, out.String())
+		}
+	}
+}
+
+// The node agent carries neither a Kubernetes client nor an etcd server.
+func TestLinkedPackages(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Skipf("go list does not work here: %s", exit.Stderr)
+		}
+		t.Skip(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "k8s.io/") || strings.HasPrefix(line, "go.etcd.io/etcd/server") || strings.Contains(line, "kvstore/etcd/embed") {
+			t.Errorf("linked: %s", line)
+		}
+	}
+}
