@@ -59,6 +59,7 @@ a crash. Needs root.`,
 	flags.IntVar(&o.Nodes, "nodes", 2, "how many nodes in each")
 	flags.BoolVar(&o.Keep, "keep", false, "leave everything up at the end and say how to look around")
 	flags.StringVar(&o.BinDir, "bin", "", "folder of the other programs (default: this program's)")
+	flags.StringVar(&o.Logs, "logs", "", "if a step fails, collect logs, statuses and tables in this folder")
 	flags.StringVar(&clean, "clean", "", "remove the demo with this ID that was kept")
 	return cmd
 }

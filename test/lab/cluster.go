@@ -202,7 +202,7 @@ func (c *Cluster) PowerOff() error {
 	for _, n := range c.Nodes {
 		errs = append(errs, n.forget())
 	}
-	errs = append(errs, c.control.delete())
+	errs = append(errs, c.unplug(c.controlPort()), c.control.delete())
 	return errors.Join(errs...)
 }
 

@@ -68,7 +68,7 @@ func (n *Node) forget() error {
 	for _, p := range n.pods {
 		errs = append(errs, p.host.delete())
 	}
-	errs = append(errs, unmountAll(n.bpffs()), n.host.delete(), os.RemoveAll(n.wireguardSocket()))
+	errs = append(errs, n.cluster.unplug(n.port()), unmountAll(n.bpffs()), n.host.delete(), os.RemoveAll(n.wireguardSocket()))
 	return errors.Join(errs...)
 }
 
@@ -175,6 +175,11 @@ func (n *Node) Ready(ctx context.Context) error {
 		_, err := n.Get(ctx, "/readyz")
 		return err
 	})
+}
+
+// Exec starts a process on the node, in no pod.
+func (n *Node) Exec(name string, stdout io.Writer, argv ...string) (*Process, error) {
+	return n.host.start(n.Dir, name, nil, stdout, argv...)
 }
 
 // Agent is the agent's process.

@@ -166,3 +166,15 @@ func addAddr(link netlink.Link, p netip.Prefix) error {
 	}
 	return nil
 }
+
+// unplug removes a host's link. Deleting the namespace would do it too, but
+// some time later.
+func (c *Cluster) unplug(port string) error {
+	return c.lab.under.in(func() error {
+		link, err := netlink.LinkByName(port)
+		if err != nil {
+			return fmt.Errorf("unplug %s: %w", port, err)
+		}
+		return netlink.LinkDel(link)
+	})
+}

@@ -21,6 +21,7 @@ type Options struct {
 	BinDir   string
 	Out      io.Writer
 	Colour   bool
+	Logs     string // folder for logs and tables if something goes wrong; "" = none
 }
 
 // cloudNames in the order clusters get them; further ones are numbered.
@@ -55,6 +56,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	stepErr := d.steps(ctx)
 	if stepErr != nil {
 		d.line(d.paint("1;31", "STOPPED"), "%v", stepErr)
+	}
+	if stepErr != nil && o.Logs != "" && d.lab != nil {
+		bundleCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+		defer cancel()
+		if err := d.lab.Bundle(bundleCtx, o.Logs); err != nil {
+			d.event("collecting logs: %v", err)
+		}
 	}
 	if o.Keep && d.lab != nil && stepErr == nil {
 		d.howToLook()

@@ -78,7 +78,7 @@ func (d *demo) agentsRestart(ctx context.Context) error {
 	}
 	results := d.client.Since(begin)
 	d.assert("agents restart under cross-cluster load: no failed request", lab.Failed(results) == 0 && lab.Shares(results)[d.home.Name] == 0,
-		"%d agents, %d requests to other clusters in %.1f s, %d failed", count, len(results), time.Since(begin).Seconds(), lab.Failed(results))
+		"%d agents, %d requests in %.1f s: %s, %d failed", count, len(results), time.Since(begin).Seconds(), shareText(lab.Shares(results)), lab.Failed(results))
 	return nil
 }
 
