@@ -90,9 +90,8 @@ type unitOut struct {
 }
 
 type serviceState struct {
-	svc      *corev1.Service // in force
+	svc      *corev1.Service // in force; nil = none was ever good in this process
 	problem  *Problem        // why a newer one is not
-	refused  bool            // none was ever good in this process
 	selector labels.Selector
 	pairs    []labelRef // of the selector, sorted
 }

@@ -29,7 +29,7 @@ func (d *deriver) setService(name objectName, svc *corev1.Service, at clustermes
 	if err := validateService(svc); err != nil {
 		st := old
 		if st == nil {
-			st = &serviceState{refused: true}
+			st = &serviceState{}
 			d.services[name] = st
 		}
 		st.problem = &Problem{
