@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"slices"
 	"sync"
 )
 
@@ -18,7 +17,7 @@ type Fake[K comparable, V any] struct {
 	mu      sync.Mutex
 	rows    map[K]V
 	calls   int
-	changed func(k K, v *V) // called under the lock; nil value = deleted
+	changed func(k K, v *V) // nil value = deleted
 }
 
 // NewFake makes an empty table with room for size rows; 0 = no limit.
@@ -57,12 +56,11 @@ func (f *Fake[K, V]) DumpErr() error { return nil }
 
 // Put writes rows; those for which there is no room are named in ErrFull.
 func (f *Fake[K, V]) Put(rows map[K]V) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.calls++
 	if len(rows) > MaxBatch {
 		return fmt.Errorf("table %s: batch of %d rows, at most %d allowed", f.name, len(rows), MaxBatch)
 	}
+	f.mu.Lock()
+	f.calls++
 	refused := 0
 	for k, v := range rows {
 		if _, had := f.rows[k]; !had && f.size > 0 && len(f.rows) >= f.size {
@@ -70,8 +68,12 @@ func (f *Fake[K, V]) Put(rows map[K]V) error {
 			continue
 		}
 		f.rows[k] = v
-		if f.changed != nil {
-			f.changed(k, &v)
+	}
+	changed := f.changed
+	f.mu.Unlock()
+	if changed != nil {
+		for k, v := range rows {
+			changed(k, &v)
 		}
 	}
 	if refused > 0 {
@@ -82,16 +84,19 @@ func (f *Fake[K, V]) Put(rows map[K]V) error {
 
 // Delete removes rows.
 func (f *Fake[K, V]) Delete(keys []K) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.calls++
 	if len(keys) > MaxBatch {
 		return fmt.Errorf("table %s: batch of %d rows, at most %d allowed", f.name, len(keys), MaxBatch)
 	}
-	for _, k := range slices.Clone(keys) {
+	f.mu.Lock()
+	f.calls++
+	for _, k := range keys {
 		delete(f.rows, k)
-		if f.changed != nil {
-			f.changed(k, nil)
+	}
+	changed := f.changed
+	f.mu.Unlock()
+	if changed != nil {
+		for _, k := range keys {
+			changed(k, nil)
 		}
 	}
 	return nil
@@ -102,6 +107,14 @@ func (f *Fake[K, V]) Rows() map[K]V {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return maps.Clone(f.rows)
+}
+
+// Get is the row at k.
+func (f *Fake[K, V]) Get(k K) (V, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v, ok := f.rows[k]
+	return v, ok
 }
 
 // Len is the number of rows.
@@ -118,8 +131,8 @@ func (f *Fake[K, V]) Calls() int {
 	return f.calls
 }
 
-// OnChange calls hook for every row written (v) or deleted (nil), under the
-// table's lock, from now on.
+// OnChange calls hook for every row of a Put (v) or Delete (nil) from now on,
+// after the call took effect and before it returns.
 func (f *Fake[K, V]) OnChange(hook func(k K, v *V)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -61,6 +61,13 @@ func ipRow(f ipFacts) (IPCacheRow, bool) {
 	return IPCacheRow{}, false
 }
 
+// reachable reports whether a path can lead to a node: it is known and has
+// registered a WireGuard key, or it is of the own cluster, where it may be a
+// neighbour. Nothing is said about addresses behind a node that is not.
+func (c *clusterState) reachable(n *clustermesh.Node) bool {
+	return n != nil && (c.peer == nil || n.WireGuardKey != [32]byte{})
+}
+
 // winner is the record that counts when several nodes claim one prefix: the
 // latest fact (a pod moves with its address), then the greatest node name.
 func winner(claims []clustermesh.Address) *clustermesh.Address {
@@ -94,7 +101,7 @@ func (s *State) takeAddress(c *clusterState, node string, p netip.Prefix) {
 // said by one record, of a node that is known.
 func (s *State) takeFirst(c *clusterState, a *clustermesh.Address) {
 	n := c.nodes[a.Name.Node]
-	if _, said := s.wantedIP(a.Name.Prefix); said || n == nil {
+	if _, said := s.wantedIP(a.Name.Prefix); said || !c.reachable(n) {
 		s.takeAddress(c, a.Name.Node, a.Name.Prefix)
 		return
 	}
@@ -104,7 +111,7 @@ func (s *State) takeFirst(c *clusterState, a *clustermesh.Address) {
 }
 
 // holder is the node whose record made the present row of p, as far as the row
-// tells: by node number. Records of nodes that are not known are in claims.
+// tells: by node number. Records of nodes without a path are in claims.
 func (s *State) holder(c *clusterState, p netip.Prefix) (string, bool) {
 	row, ok := s.wantedIP(p)
 	if !ok || row.Node == 0 {
@@ -127,22 +134,23 @@ func (s *State) wantedIP(p netip.Prefix) (IPCacheRow, bool) {
 // setIP computes the row of p from all facts, names being the nodes that may
 // have a record of it.
 func (s *State) setIP(c *clusterState, p netip.Prefix, names []string) {
-	var claims []clustermesh.Address
-	var kept []string
+	var claims []clustermesh.Address // of nodes to which a path leads
+	var kept []string                // all of them
 	if v := c.export(); v != nil {
 		for _, n := range names {
 			if a, ok := v.Address(clustermesh.AddressName{Node: n, Prefix: p}); ok {
-				claims, kept = append(claims, a), append(kept, n)
+				kept = append(kept, n)
+				if c.reachable(c.nodes[n]) {
+					claims = append(claims, a)
+				}
 			}
 		}
 	}
 	f := ipFacts{cluster: c.id, own: c.peer == nil, address: winner(claims)}
 	if f.address != nil {
-		if n := c.nodes[f.address.Name.Node]; n != nil {
-			f.number = n.Number
-		}
+		f.number = c.nodes[f.address.Name.Node].Number
 	}
-	if len(claims) > 1 || f.address != nil && f.number == 0 {
+	if len(kept) > 1 || len(kept) > len(claims) {
 		c.claims[p] = kept
 	} else if len(c.claims) > 0 {
 		delete(c.claims, p)
@@ -152,13 +160,13 @@ func (s *State) setIP(c *clusterState, p netip.Prefix, names []string) {
 }
 
 func (s *State) nodeFacts(c *clusterState, p netip.Prefix, f *ipFacts) {
-	if names := c.prefixes[p]; len(names) > 0 {
+	if names := c.prefixes[p]; len(names) > 0 && c.reachable(c.nodes[names[0]]) {
 		f.node = c.nodes[names[0]]
 	}
 	if !p.IsSingleIP() {
 		return
 	}
-	if names := c.tunnels[p.Addr()]; len(names) > 0 {
+	if names := c.tunnels[p.Addr()]; len(names) > 0 && c.reachable(c.nodes[names[0]]) {
 		f.tunnel = c.nodes[names[0]]
 		f.self = f.own && names[0] == s.node
 	}
@@ -212,7 +220,7 @@ func (s *State) takeNode(c *clusterState, name string) {
 			}
 		}
 	}
-	renumbered := old == nil || now == nil || old.Number != now.Number
+	renumbered := old == nil || now == nil || old.Number != now.Number || c.reachable(old) != c.reachable(now)
 	s.retakeIPs(c, func(a clustermesh.AddressName) bool { return again[a.Prefix] || renumbered && a.Node == name }, again)
 	s.planDirty = true
 }

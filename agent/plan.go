@@ -15,7 +15,7 @@ const tunnelOverhead = 80
 
 // PlanInput is everything Plan looks at.
 type PlanInput struct {
-	Own         *clustermesh.Node // this node; nil = not registered yet: blackholes only
+	Own         *clustermesh.Node // this node; nil = not registered yet: routes have no source
 	OwnNodes    []*clustermesh.Node
 	OnLink      []netip.Prefix // this node's underlay interfaces
 	Remote      []PlanCluster
@@ -130,7 +130,7 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 		allowed = append(allowed, prefix)
 	}
 	key := PeerKey(n.WireGuardKey)
-	if key == (PeerKey{}) || p.in.Own == nil || PeerKey(p.in.Own.WireGuardKey) == key {
+	if key == (PeerKey{}) || p.in.Own != nil && PeerKey(p.in.Own.WireGuardKey) == key {
 		return
 	}
 	if other, twice := p.keys[key]; twice {

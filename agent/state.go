@@ -266,8 +266,8 @@ func (s *State) Apply(u clustermesh.Update, live bool) []clustermesh.Refusal {
 		s.setBlank(c)
 		s.touchAll()
 	}
-	if c.peer == nil && u.Scope == clustermesh.ScopeLocal && peers {
-		s.takePeers(view)
+	if c.peer == nil && peers {
+		s.takePeers(c)
 	}
 	if u.View != nil && live {
 		s.nowLive(c, u.Scope)
@@ -308,8 +308,12 @@ func (s *State) nowLive(c *clusterState, scope clustermesh.Scope) {
 	s.release()
 }
 
-func (s *State) takePeers(v *clustermesh.View) {
-	s.SetPeers(slices.Collect(v.Peers()))
+// takePeers learns who the peers are, once this node itself is known as well:
+// without it their routes would lack a source.
+func (s *State) takePeers(own *clusterState) {
+	if v := own.views[clustermesh.ScopeLocal]; v != nil && own.export() != nil {
+		s.SetPeers(slices.Collect(v.Peers()))
+	}
 }
 
 // take notes one change of a view.
