@@ -120,7 +120,7 @@ func (c *Client) adopt(f Facts) error {
 // certificate are not used for new calls.
 func (c *Client) setLeaf(leaf *certs.Leaf) {
 	c.leaf = leaf
-	leaf.OnChange(func() { go c.drop() })
+	leaf.OnChange(c.drop)
 }
 
 func leafDir(stateDir string) string { return filepath.Join(stateDir, "certificate") }
@@ -189,7 +189,7 @@ func (c *Client) call(ctx context.Context, f func(context.Context, pb.MeshClient
 		return errors.New("this node is not registered yet")
 	}
 	var last error
-	for range addresses {
+	for range len(addresses) + 1 { // once more for a connection that was replaced meanwhile
 		conn, address, err := c.dial()
 		if err != nil {
 			return err
@@ -201,10 +201,13 @@ func (c *Client) call(ctx context.Context, f func(context.Context, pb.MeshClient
 			return err
 		}
 		last = explain(err, address)
-		if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded {
+		switch status.Code(err) {
+		case codes.Unavailable, codes.DeadlineExceeded:
+			c.next(conn)
+		case codes.Canceled: // not by us: the certificate changed and took the connection along
+		default:
 			return last
 		}
-		c.next(conn)
 	}
 	return last
 }

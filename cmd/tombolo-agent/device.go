@@ -59,6 +59,10 @@ func (n *node) tunnel() bool {
 			n.log.Warn("tunnel device", "err", err)
 		}
 		st.Detail = err.Error()
+		if a := n.running(); a != nil && old.Present {
+			a.Notify(agent.TablePeers) // what was lost shows as a problem until it is back
+			a.Notify(agent.TableRoutes)
+		}
 	} else if !old.Present || st.IfIndex != old.IfIndex {
 		n.log.Info("tunnel device is ready", "device", n.device.Name(), "index", st.IfIndex, "mtu", st.MTU, "kind", st.Detail)
 		if a := n.running(); a != nil {
