@@ -114,6 +114,12 @@ func (p *Pod) Run(ctx context.Context, argv ...string) (string, error) {
 // Main is the pod's process, nil if it has none.
 func (p *Pod) Main() *Process { return p.main }
 
+// ShellCommand is a line for a shell that starts command as if in the pod: in
+// its network namespace and in its cgroup, where connections are translated.
+func (p *Pod) ShellCommand(command string) string {
+	return fmt.Sprintf("sh -c 'echo $$ > %s/cgroup.procs; exec ip netns exec %s %s'", p.host.cgroup, p.host.name, command)
+}
+
 // Netns is the name of the pod's network namespace.
 func (p *Pod) Netns() string { return p.host.name }
 

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"slices"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/test/lab"
@@ -24,6 +26,14 @@ type Options struct {
 	Logs     string // folder for logs and tables if something goes wrong; "" = none
 }
 
+// Check says what is wrong with the options, or nil.
+func (o Options) Check() error {
+	if o.Clusters < 2 || o.Clusters > 16 || o.Nodes < 1 || o.Nodes > 32 {
+		return fmt.Errorf("the demo takes 2–16 clusters and 1–32 nodes in each, not %d and %d", o.Clusters, o.Nodes)
+	}
+	return nil
+}
+
 // cloudNames in the order clusters get them; further ones are numbered.
 var cloudNames = []string{"aws", "gcp", "azure", "edge"}
 
@@ -33,6 +43,7 @@ type demo struct {
 	opts   Options
 	lab    *lab.Lab
 	claims []claim
+	kept   bool // it stays up
 
 	home, away *lab.Cluster // aws and gcp
 	servers    map[string][]*lab.Pod
@@ -49,29 +60,35 @@ const mark = "tombolo-demo-marker-7f3a9c"
 // a claim did not hold. Whatever happens, everything it made is removed, except
 // with Keep.
 func Run(ctx context.Context, o Options) (err error) {
-	if o.Clusters < 2 || o.Clusters > 16 || o.Nodes < 1 || o.Nodes > 32 {
-		return fmt.Errorf("the demo takes 2–16 clusters and 1–32 nodes in each, not %d and %d", o.Clusters, o.Nodes)
+	if err := o.Check(); err != nil {
+		return err
 	}
 	d := &demo{screen: &screen{out: o.Out, colour: o.Colour, begin: time.Now()}, opts: o, servers: map[string][]*lab.Pod{}}
 	stepErr := d.steps(ctx)
+	if stepErr != nil && ctx.Err() != nil {
+		stepErr = fmt.Errorf("interrupted in step %d (%w); the steps after it were not run", d.step, context.Cause(ctx))
+	}
 	if stepErr != nil {
 		d.line(d.paint("1;31", "STOPPED"), "%v", stepErr)
 	}
-	if stepErr != nil && o.Logs != "" && d.lab != nil {
+	broken := slices.ContainsFunc(d.claims, func(c claim) bool { return !c.held })
+	if (stepErr != nil || broken) && o.Logs != "" && d.lab != nil {
 		bundleCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 		defer cancel()
 		if err := d.lab.Bundle(bundleCtx, o.Logs); err != nil {
 			d.event("collecting logs: %v", err)
 		}
 	}
-	if o.Keep && d.lab != nil && stepErr == nil {
-		d.howToLook()
-	}
+	d.kept = o.Keep && ctx.Err() == nil // who presses Ctrl-C wants it gone
 	if cleanErr := d.cleanUp(); cleanErr != nil {
 		stepErr = errors.Join(stepErr, cleanErr)
 	}
-	if broken := d.table(d.claims); broken > 0 {
-		return errors.Join(stepErr, fmt.Errorf("%d of %d claims did not hold", broken, len(d.claims)))
+	unheld := d.table(d.claims)
+	if d.kept && d.lab != nil {
+		d.howToLook()
+	}
+	if unheld > 0 {
+		return errors.Join(stepErr, fmt.Errorf("%d of %d claims did not hold", unheld, len(d.claims)))
 	}
 	return stepErr
 }
@@ -103,12 +120,15 @@ func (d *demo) cleanUp() error {
 	if d.lab == nil {
 		return nil
 	}
-	if d.opts.Keep {
+	if d.kept {
 		return d.lab.Close()
 	}
 	d.title("Clean-up", "After a demo, or Ctrl-C, or a crash of it, nothing is left on the machine.")
 	begin := time.Now()
 	err := d.lab.Close()
+	if d.opts.Keep {
+		err = errors.Join(err, lab.Sweep(d.lab.ID, d.lab.Dir))
+	}
 	left := d.lab.Leftovers()
 	d.assert("nothing is left behind", err == nil && len(left) == 0, "%d namespaces, links, cgroups, pins, mounts or files left, after %.1f s", len(left), time.Since(begin).Seconds())
 	for _, l := range left {
@@ -117,19 +137,25 @@ func (d *demo) cleanUp() error {
 	return err
 }
 
+// howToLook says what can be done with a demo that was kept: every line can be
+// pasted into a shell.
 func (d *demo) howToLook() {
-	n := d.home.Nodes[0]
-	fmt.Fprintf(d.out, `
-Everything stays up. To look around:
-  export TOMBOLO_AGENT_SOCKET=%s
-  export TOMBOLO_APISERVER_SOCKET=%s
-  %s/tombolo status
-  %s/tombolo service explain default/checkout
-  %s/tombolo maps
-  %s/tombolo mesh list
-  ip netns exec %s bash          # a shell in the client pod's network
-Manifests of %s: %s
-To remove it: %s/tombolo demo --clean %s
-`, n.Socket(), d.home.AdminSocket(), d.opts.BinDir, d.opts.BinDir, d.opts.BinDir, d.opts.BinDir,
-		d.clientPod.Netns(), d.home.Name, d.home.Manifests, d.opts.BinDir, d.lab.ID)
+	fmt.Fprintf(d.out, "\nEverything stays up. To look around, paste:\n")
+	say := func(command, why string) { fmt.Fprintf(d.out, "  %-42s # %s\n", command, why) }
+	fmt.Fprintf(d.out, "  export PATH=%s:$PATH\n", d.opts.BinDir)
+	if d.home != nil {
+		fmt.Fprintf(d.out, "  export TOMBOLO_AGENT_SOCKET=%s\n", d.home.Nodes[0].Socket())
+		fmt.Fprintf(d.out, "  export TOMBOLO_APISERVER_SOCKET=%s\n", d.home.AdminSocket())
+		say("tombolo status", "what node n1 of "+d.home.Name+" and its cluster know")
+		say("tombolo mesh list", "the clusters "+d.home.Name+" is joined with")
+		say("tombolo service explain default/checkout", "why traffic goes where it goes")
+		say("tombolo maps services", "what the kernel holds")
+		say("ls "+d.home.Manifests, "edit these: they are watched")
+	}
+	if d.clientPod != nil {
+		fmt.Fprintf(d.out, "A shell in the client pod, and in it a client that asks the service again and again:\n  %s\n  %s\n",
+			d.clientPod.ShellCommand("bash"), "tombolo lab-workload client -target "+net.JoinHostPort(serviceIP, "80")+" -interval 300ms")
+	}
+	fmt.Fprintln(d.out, "Logs are beside each socket. To remove it all:")
+	fmt.Fprintf(d.out, "  tombolo demo --clean %s\n", d.lab.ID)
 }

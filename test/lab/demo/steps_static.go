@@ -77,6 +77,11 @@ func (d *demo) agentsRestart(ctx context.Context) error {
 		return err
 	}
 	results := d.client.Since(begin)
+	for _, r := range results {
+		if !r.OK() || r.Cluster() == d.home.Name {
+			d.event("%.0f ms after the kill, %s: %s%s", ms(r.End.Sub(begin)), r.End.UTC().Format("15:04:05.000"), r.Who, r.Err)
+		}
+	}
 	d.assert("agents restart under cross-cluster load: no failed request", lab.Failed(results) == 0 && lab.Shares(results)[d.home.Name] == 0,
 		"%d agents, %d requests in %.1f s: %s, %d failed", count, len(results), time.Since(begin).Seconds(), shareText(lab.Shares(results)), lab.Failed(results))
 	return nil

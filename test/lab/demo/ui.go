@@ -68,6 +68,9 @@ func (s *screen) claim(c claim) {
 func (s *screen) table(claims []claim) (broken int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(claims) == 0 {
+		return 0
+	}
 	fmt.Fprintf(s.out, "\n%s\n", s.paint("1;36", "Claims"))
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	for _, c := range claims {
