@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -34,6 +35,8 @@ type ClientOptions struct {
 	Timeout  time.Duration
 	Mark     string // said in every request
 	Keep     bool   // one connection for all requests
+
+	Unconnected bool // UDP without connect()
 }
 
 // Client is a process in a pod that asks a service again and again.
@@ -47,13 +50,22 @@ type Client struct {
 
 // Client starts a client in the pod.
 func (p *Pod) Client(name string, o ClientOptions) (*Client, error) {
+	return startClient(name, o, p.Exec)
+}
+
+// Client starts a client on the node itself, as a host process.
+func (n *Node) Client(name string, o ClientOptions) (*Client, error) {
+	return startClient(name, o, n.Exec)
+}
+
+func startClient(name string, o ClientOptions, exec func(string, io.Writer, ...string) (*Process, error)) (*Client, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	argv := []string{exe, workloadArg, "client", "-target", o.Target}
 	for flag, set := range map[string]bool{"-network=" + o.Network: o.Network != "", "-mark=" + o.Mark: o.Mark != "",
-		"-interval=" + o.Interval.String(): o.Interval != 0, "-timeout=" + o.Timeout.String(): o.Timeout != 0, "-keep": o.Keep} {
+		"-interval=" + o.Interval.String(): o.Interval != 0, "-timeout=" + o.Timeout.String(): o.Timeout != 0, "-keep": o.Keep, "-unconnected": o.Unconnected} {
 		if set {
 			argv = append(argv, flag)
 		}
@@ -64,7 +76,7 @@ func (p *Pod) Client(name string, o ClientOptions) (*Client, error) {
 	}
 	defer w.Close()
 	c := &Client{changed: make(chan struct{})}
-	if c.Process, err = p.Exec(name, w, argv...); err != nil {
+	if c.Process, err = exec(name, w, argv...); err != nil {
 		r.Close()
 		return nil, err
 	}

@@ -11,7 +11,11 @@ import (
 func TestMain(m *testing.M) {
 	Janitor()
 	Workload()
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, f := range atExit {
+		f()
+	}
+	os.Exit(code)
 }
 
 // testLab makes a lab that is swept when the test ends.

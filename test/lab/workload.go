@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -109,6 +110,7 @@ func client(args []string) error {
 	timeout := fs.Duration("timeout", 500*time.Millisecond, "of one request")
 	mark := fs.String("mark", "hello", "what to say")
 	keep := fs.Bool("keep", false, "one connection for all requests, as long as it lasts")
+	loose := fs.Bool("unconnected", false, "UDP without connect(): every datagram is sent to the target, and must come back from it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -129,7 +131,11 @@ func client(args []string) error {
 		begin := time.Now()
 		var err error
 		if conn == nil {
-			conn, err = net.DialTimeout(*network, *target, *timeout)
+			if *loose {
+				conn, err = unconnected(*target)
+			} else {
+				conn, err = net.DialTimeout(*network, *target, *timeout)
+			}
 		}
 		var who string
 		if err == nil {
@@ -141,6 +147,37 @@ func client(args []string) error {
 			conn = nil
 		}
 	}
+}
+
+// looseConn is a UDP socket that never calls connect().
+type looseConn struct {
+	*net.UDPConn
+	to netip.AddrPort
+}
+
+func unconnected(target string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(target)
+	if err != nil {
+		return nil, err
+	}
+	network := "udp6"
+	if to.Addr().Is4() {
+		network = "udp4"
+	}
+	conn, err := net.ListenUDP(network, nil)
+	return looseConn{conn, to}, err
+}
+
+func (c looseConn) Write(b []byte) (int, error) { return c.WriteToUDPAddrPort(b, c.to) }
+
+// Read refuses what comes from another address than was asked: the caller of a
+// service must not see its backends.
+func (c looseConn) Read(b []byte) (int, error) {
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err == nil && netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != c.to {
+		return 0, fmt.Errorf("asked %s, answered from %s", c.to, from)
+	}
+	return n, err
 }
 
 // ask sends one line and reads one; it returns the first word of the answer.
