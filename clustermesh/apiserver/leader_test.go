@@ -23,7 +23,6 @@ type pausable struct {
 	kvstore.Store
 	mu      sync.Mutex
 	resumed chan struct{} // nil while running
-	writes  []string      // values of puts that were applied, in order
 }
 
 func (p *pausable) pause() {

@@ -31,7 +31,6 @@ type core struct {
 	claimsListed bool // what is under private/ has been read
 	relist       bool // the source was listed anew: the guard judges
 	pub          *kvstore.Publisher
-	termCtx      context.Context
 	listed       bool // the publisher of this term has had a complete list
 	retry        *time.Timer
 	unused       map[string]time.Time // label texts and nodes → since when nobody uses their number
@@ -175,9 +174,9 @@ func (c *core) deliver(o Objects) {
 }
 
 // lead begins a term: everything is derived for a fresh publisher. nil ends it.
-func (c *core) lead(ctx context.Context, pub *kvstore.Publisher) {
+func (c *core) lead(pub *kvstore.Publisher) {
 	c.do(func() {
-		c.pub, c.termCtx, c.listed, c.relist = pub, ctx, false, true
+		c.pub, c.listed, c.relist = pub, false, true
 		c.publisher.Store(pub)
 	})
 }

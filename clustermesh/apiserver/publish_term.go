@@ -65,8 +65,8 @@ func (t *term) run(ctx context.Context) error {
 		Log:         c.log,
 		Committed:   t.memory.saw,
 	})
-	c.lead(ctx, pub)
-	defer c.lead(nil, nil)
+	c.lead(pub)
+	defer c.lead(nil)
 	return pub.Run(ctx)
 }
 
