@@ -71,8 +71,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	if stepErr != nil {
 		d.line(d.paint("1;31", "STOPPED"), "%v", stepErr)
 	}
-	broken := slices.ContainsFunc(d.claims, func(c claim) bool { return !c.held })
-	if (stepErr != nil || broken) && o.Logs != "" && d.lab != nil {
+	missed := slices.ContainsFunc(d.claims, func(c claim) bool { return !c.held })
+	if (stepErr != nil || missed) && o.Logs != "" && d.lab != nil {
 		bundleCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 		defer cancel()
 		if err := d.lab.Bundle(bundleCtx, o.Logs); err != nil {
