@@ -206,7 +206,7 @@ func (t *tableSet) flush(budget int) (more bool) {
 
 	count(t.routes.FlushPuts(budget, blackhole))
 	count(t.peers.FlushPuts(budget, nil))
-	count(t.routes.FlushPuts(budget, nil))
+	count(t.routes.FlushPuts(budget, t.guarded()))
 	unreachable := t.pendingPaths()
 	count(t.ipPrefixes.FlushPuts(budget, func(k Prefix, _ IPCacheRow) bool { return !unreachable.covers(k.Netip()) }))
 	count(t.ips.FlushPuts(budget, func(k Addr, _ IPCacheRow) bool { return !unreachable.covers(single(k)) }))
@@ -225,6 +225,21 @@ func (t *tableSet) flush(budget int) (more bool) {
 		count(t.routes.FlushDeletes(budget, t.coversNothing()))
 	}
 	return full
+}
+
+// guarded tells which routes may enter: not those into the tunnel whose
+// blackhole did not make it.
+func (t *tableSet) guarded() func(RouteKey, RouteRow) bool {
+	missing := map[Prefix]struct{}{}
+	for k, rows := range t.routes.pending() {
+		if k.Kind == RouteBlackhole && rows[1] != nil {
+			missing[k.Prefix] = struct{}{}
+		}
+	}
+	return func(k RouteKey, _ RouteRow) bool {
+		_, open := missing[k.Prefix]
+		return k.Kind != RouteTunnel || !open
+	}
 }
 
 // pendingPaths are the prefixes whose peer or route is not in the kernel yet.
