@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,14 +28,13 @@ a crash. Needs root.`,
   sudo tombolo demo --clusters 3 --nodes 3
   sudo tombolo demo --keep            # leaves it up and says how to look around
   sudo tombolo demo --clean 1a2b      # removes one that was kept`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if clean != "" {
-				dir, err := lab.Find(clean)
-				if err != nil {
-					return err
-				}
-				return lab.Sweep(clean, dir)
+				return c.cleanDemo(clean)
+			}
+			if err := o.Check(); err != nil {
+				return usageError{err}
 			}
 			if err := lab.Prerequisites(); err != nil {
 				return fmt.Errorf("the demo cannot run here: %w", err)
@@ -50,7 +51,7 @@ a crash. Needs root.`,
 					return fmt.Errorf("the demo needs %s beside this program: %w\nfix: run 'make build', or name the folder with --bin", name, err)
 				}
 			}
-			o.Colour = c.env.Terminal && c.env.Getenv("NO_COLOR") == "" && c.env.Getenv("TERM") != "dumb"
+			o.Colour = c.env.colour()
 			return demo.Run(cmd.Context(), o)
 		},
 	}
@@ -61,5 +62,40 @@ a crash. Needs root.`,
 	flags.StringVar(&o.BinDir, "bin", "", "folder of the other programs (default: this program's)")
 	flags.StringVar(&o.Logs, "logs", "", "if a step fails, collect logs, statuses and tables in this folder")
 	flags.StringVar(&clean, "clean", "", "remove the demo with this ID that was kept")
+	cmd.RegisterFlagCompletionFunc("clean", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return keptDemos(), cobra.ShellCompDirectiveNoFileComp
+	})
+	cmd.MarkFlagDirname("bin")
+	cmd.MarkFlagDirname("logs")
 	return cmd
+}
+
+// cleanDemo removes a demo that was kept.
+func (c *cli) cleanDemo(id string) error {
+	kept := keptDemos()
+	if !slices.Contains(kept, id) {
+		if len(kept) == 0 {
+			return fmt.Errorf("no demo %q: none was kept on this machine", id)
+		}
+		return fmt.Errorf("no demo %q: there are %s", id, strings.Join(kept, ", "))
+	}
+	dir, err := lab.Find(id)
+	if err != nil {
+		return err
+	}
+	if err := lab.Sweep(id, dir); err != nil {
+		return fmt.Errorf("demo %s is not wholly removed: %w\nfix: run this again, as root", id, err)
+	}
+	fmt.Fprintf(c.env.Stdout, "removed demo %s: its processes, namespaces, cgroups, pins and files\n", id)
+	return nil
+}
+
+// keptDemos are the IDs of the demos on this machine, also of one that runs.
+func keptDemos() []string {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "tombolo-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]"))
+	var ids []string
+	for _, dir := range dirs {
+		ids = append(ids, strings.TrimPrefix(filepath.Base(dir), "tombolo-"))
+	}
+	return ids
 }

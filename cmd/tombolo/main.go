@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/tombolo-mesh/tombolo/test/lab"
 )
@@ -21,7 +22,7 @@ func main() {
 	lab.Workload()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	env := environment{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Terminal: isTerminal(os.Stdout)}
+	env := environment{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Terminal: isTerminal(os.Stdout), Now: time.Now}
 	os.Exit(run(ctx, env))
 }
 
@@ -32,6 +33,7 @@ type environment struct {
 	Stdout, Stderr io.Writer
 	Getenv         func(string) string
 	Terminal       bool // Stdout is a terminal
+	Now            func() time.Time
 }
 
 // usageError is a mistake in what was typed: exit status 2.
@@ -46,13 +48,18 @@ func run(ctx context.Context, env environment) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(env.Stderr, "error: "+printable(err.Error()))
+	fmt.Fprintln(env.Stderr, "error: "+printableText(err.Error()))
 	var usage usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintln(env.Stderr, "run 'tombolo --help' or 'tombolo COMMAND --help' for usage")
 		return 2
 	}
 	return 1
+}
+
+// colour says whether Stdout shall have colours.
+func (e environment) colour() bool {
+	return e.Terminal && e.Getenv("NO_COLOR") == "" && e.Getenv("TERM") != "dumb"
 }
 
 func isTerminal(f *os.File) bool {

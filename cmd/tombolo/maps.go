@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,20 +11,19 @@ import (
 )
 
 func (c *cli) mapsCommand() *cobra.Command {
-	return c.reads(&cobra.Command{
+	return c.answers(&cobra.Command{
 		Use:   "maps [TABLE]",
 		Short: "Print what this node's kernel holds: BPF maps, peers, routes",
 		Long: `Without a name every table is printed, in the order in which rows enter. The text
 is the one that tests compare: stable, one row a line, the key first.`,
-		Example:           "  tombolo maps\n  tombolo maps services\n  tombolo maps -o json",
-		Args:              cobra.MaximumNArgs(1),
-		ValidArgs:         agent.TableNames(),
+		Example:           "  tombolo maps\n  tombolo maps services\n  tombolo maps -o json | jq -r '.tables.peers[]'",
+		Args:              upToOneArg("TABLE"),
 		ValidArgsFunction: cobra.FixedCompletions(agent.TableNames(), cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names := agent.TableNames()
 			if len(args) == 1 {
-				if !slices.Contains(names, args[0]) {
-					return usageError{fmt.Errorf("no table %q: there are %s", args[0], strings.Join(names, ", "))}
+				if err := oneOf("table", args[0], names); err != nil {
+					return err
 				}
 				names = args
 			}
@@ -41,14 +38,14 @@ is the one that tests compare: stable, one row a line, the key first.`,
 					continue
 				}
 				if len(args) == 0 {
-					fmt.Fprintf(c.env.Stdout, "# %s: %d rows\n", name, len(tables[name]))
+					fmt.Fprintf(c.env.Stdout, "# %s: %s\n", name, count(len(tables[name]), "row"))
 				}
 				for _, line := range tables[name] {
 					fmt.Fprintln(c.env.Stdout, printable(line))
 				}
 			}
 			if c.output == "json" {
-				return c.printJSON("Tables", map[string]any{"tables": json.RawMessage(must(json.Marshal(tables)))})
+				return c.printJSON("Tables", map[string]any{"tables": tables})
 			}
 			return nil
 		},
@@ -63,11 +60,4 @@ func lines(text string) []string {
 		}
 	}
 	return all
-}
-
-func must(b []byte, err error) []byte {
-	if err != nil {
-		panic(err) // maps of strings always marshal
-	}
-	return b
 }

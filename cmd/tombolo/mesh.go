@@ -13,7 +13,9 @@ import (
 func (c *cli) meshCommand() *cobra.Command {
 	return group("mesh", "Invite, join, leave, remove and list clusters",
 		"A mesh is all clusters that follow one another. These commands talk to the\nmesh API server of one cluster, on its Unix socket; neither operator needs\ncredentials in the other cluster.",
-		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.removeCommand(), c.listCommand())
+		"  tombolo mesh invite          # on one cluster: prints a one-time token\n  tombolo mesh join TOKEN      # on the other\n  tombolo mesh list",
+		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.removeCommand(), c.listCommand(),
+		c.recordsCommand(), c.confirmCommand())
 }
 
 func (c *cli) inviteCommand() *cobra.Command {
@@ -25,7 +27,7 @@ func (c *cli) inviteCommand() *cobra.Command {
 		Example: `  tombolo mesh invite
   tombolo mesh invite --ttl 1h
   TOKEN=$(tombolo mesh invite -o json | jq -r .token)`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			admin, done, err := c.admin()
 			if err != nil {
@@ -43,12 +45,12 @@ func (c *cli) inviteCommand() *cobra.Command {
 			}
 			fmt.Fprintln(c.env.Stdout, res.Token)
 			fmt.Fprintf(c.env.Stderr, "cluster %s at %s, good once, until %s\nCA fingerprint: %s\non the other cluster run: tombolo mesh join TOKEN\n",
-				res.Cluster, res.Address, expires.Format(time.DateTime), res.Fingerprint)
+				res.Cluster, res.Address, timeText(res.Expires), res.Fingerprint)
 			return nil
 		},
 	}
 	cmd.Flags().DurationVar(&ttl, "ttl", 10*time.Minute, "how long the token is good")
-	return c.reads(cmd)
+	return c.answers(cmd)
 }
 
 func (c *cli) joinCommand() *cobra.Command {
@@ -61,7 +63,8 @@ anything: names, IDs, pod prefixes, clocks, versions. A join that fails half way
 undone. In a mesh of more than two clusters, join each of the others.`,
 		Example: `  tombolo mesh join tombolo-join-…
   tombolo mesh join --dry-run tombolo-join-…   # only the checks`,
-		Args: cobra.ExactArgs(1),
+		Args:              oneArg("TOKEN, as 'tombolo mesh invite' printed it on the other cluster"),
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			admin, done, err := c.admin()
 			if err != nil {
@@ -91,7 +94,7 @@ undone. In a mesh of more than two clusters, join each of the others.`,
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check everything, store nothing")
-	return c.reads(cmd)
+	return c.answers(cmd)
 }
 
 func (c *cli) leaveCommand() *cobra.Command {
@@ -102,7 +105,7 @@ func (c *cli) leaveCommand() *cobra.Command {
 		Long:  "Tells every peer, deletes their bundles here, closes their connections. Traffic to\ntheir backends stops. With --force also when peers cannot be told.",
 		Example: `  tombolo mesh leave
   tombolo mesh leave --force`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			admin, done, err := c.admin()
 			if err != nil {
@@ -126,7 +129,7 @@ func (c *cli) leaveCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "leave although a peer cannot be told")
-	return c.reads(cmd)
+	return c.answers(cmd)
 }
 
 func (c *cli) removeCommand() *cobra.Command {
@@ -137,7 +140,7 @@ func (c *cli) removeCommand() *cobra.Command {
 		Long:  "Deletes its bundle, closes its connections, and every agent drops what it knows of\nit. With --force also when that cluster is dead.",
 		Example: `  tombolo mesh remove gcp
   tombolo mesh remove gcp --force   # it is dead and cannot be told`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("CLUSTER, a name of 'tombolo mesh list'"),
 		ValidArgsFunction: c.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			admin, done, err := c.admin()
@@ -160,16 +163,17 @@ func (c *cli) removeCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove although that cluster cannot be told")
-	return c.reads(cmd)
+	return c.answers(cmd)
 }
 
 func (c *cli) listCommand() *cobra.Command {
-	return c.reads(&cobra.Command{
+	return c.answers(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
-		Short:   "List the clusters of the mesh",
+		Short:   "List the clusters this one is joined with",
+		Long:    "REACHABLE: this mesh API server gets through to that one. READERS: connections of\nthat cluster's agents and mesh API servers here. Whether a node follows a cluster,\nand whether traffic gets there, 'tombolo status' says on that node.",
 		Example: "  tombolo mesh list\n  tombolo mesh list -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			admin, done, err := c.admin()
 			if err != nil {
@@ -191,20 +195,33 @@ func (c *cli) listCommand() *cobra.Command {
 				fmt.Fprintln(c.env.Stderr, "this cluster has no peers; run 'tombolo mesh invite' here and 'tombolo mesh join' there")
 				return nil
 			}
-			return table(c.env.Stdout, "NAME ID REACHABLE READERS POD-PREFIXES FINGERPRINT AGE", peerRows(res.Peers))
+			if err := table(c.env.Stdout, peerHeader, c.peerRows(res.Peers)); err != nil {
+				return err
+			}
+			for _, p := range res.Peers {
+				if p.Error != "" {
+					fmt.Fprintf(c.env.Stdout, "%s: %s\n", printable(p.Peer.GetName()), printable(p.Error))
+				}
+			}
+			return nil
 		},
 	})
 }
 
-func peerRows(peers []*pb.PeerStatus) [][]string {
+const peerHeader = "PEER ID REACHABLE READERS POD-PREFIXES CA-FINGERPRINT JOINED"
+
+func (c *cli) peerRows(peers []*pb.PeerStatus) [][]string {
 	var rows [][]string
 	for _, p := range peers {
 		reachable := "yes"
 		if !p.Reachable {
-			reachable = "no"
+			reachable = "NO"
+			if p.LastSeen != 0 {
+				reachable += ", seen " + c.ago(p.LastSeen)
+			}
 		}
 		rows = append(rows, []string{p.Peer.GetName(), fmt.Sprint(p.Peer.GetId()), reachable, fmt.Sprint(p.Readers),
-			strings.Join(prefixTexts(p.Peer.GetPodPrefixes()), ","), shortFingerprint(p.Fingerprint), age(p.Peer.GetJoined())})
+			strings.Join(prefixTexts(p.Peer.GetPodPrefixes()), ","), shortFingerprint(p.Fingerprint), c.ago(p.Peer.GetJoined())})
 	}
 	return rows
 }

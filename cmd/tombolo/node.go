@@ -16,8 +16,8 @@ func (c *cli) nodeCommand() *cobra.Command {
 		Short: "Print a one-time token with which a node's agent gets its certificate",
 		Long:  "On Kubernetes agents come with their pod's token and need none of this. Elsewhere\nwrite the token to a file and start the agent with --token-file.",
 		Example: `  tombolo node invite n1 > token
-  tombolo-agent --node n1 --token-file token …`,
-		Args: cobra.ExactArgs(1),
+  tombolo-agent --node n1 --token-file token    # on node n1`,
+		Args: oneArg("NODE, its name as the cluster has it"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			admin, done, err := c.admin()
 			if err != nil {
@@ -32,9 +32,11 @@ func (c *cli) nodeCommand() *cobra.Command {
 				return c.printJSON("NodeToken", map[string]any{"node": args[0], "token": res.Token, "expires": timeText(res.Expires)})
 			}
 			fmt.Fprintln(c.env.Stdout, res.Token)
+			fmt.Fprintf(c.env.Stderr, "for node %s alone, good once, until %s\non that node write it to a file and run: tombolo-agent --node %s --token-file FILE\n",
+				printable(args[0]), timeText(res.Expires), printable(args[0]))
 			return nil
 		},
 	}
 	invite.Flags().DurationVar(&ttl, "ttl", 10*time.Minute, "how long the token is good")
-	return group("node", "Bring a node's agent into this cluster", "Tokens for nodes outside Kubernetes.", c.reads(invite))
+	return group("node", "Bring a node's agent into this cluster", "Tokens for nodes outside Kubernetes.", "  tombolo node invite n1 > token", c.answers(invite))
 }

@@ -14,16 +14,18 @@ import (
 func (c *cli) serviceCommand() *cobra.Command {
 	return group("service", "List services, and explain where their traffic goes",
 		"Reads this node's agent: what it says is what this node's kernel does.",
+		"  tombolo service list\n  tombolo service explain shop/cart",
 		c.serviceListCommand(), c.serviceExplainCommand())
 }
 
 func (c *cli) serviceListCommand() *cobra.Command {
-	return c.reads(&cobra.Command{
+	return c.answers(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the services this node knows",
+		Long:    "CLUSTERS are those whose backends take part on this node, BACKENDS how many they\nhave together.",
 		Example: "  tombolo service list\n  tombolo service list -o json | jq -r '.items[].name'",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			body, err := c.getAgent(cmd.Context(), "/v1/services")
 			if err != nil {
@@ -56,13 +58,13 @@ func (c *cli) serviceListCommand() *cobra.Command {
 }
 
 func (c *cli) serviceExplainCommand() *cobra.Command {
-	return c.reads(&cobra.Command{
+	return c.answers(&cobra.Command{
 		Use:   "explain NAMESPACE/NAME",
 		Short: "Explain why connections to a service go where they go",
 		Long: `Shows the tiers in the order they are tried, each cluster's weight and backends,
 who is judged down, and for every cluster that takes no part, why not.`,
 		Example:           "  tombolo service explain shop/cart\n  tombolo service explain shop/cart -o json",
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("NAMESPACE/NAME"),
 		ValidArgsFunction: c.completeServices,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			namespace, name, ok := strings.Cut(args[0], "/")
@@ -80,7 +82,7 @@ who is judged down, and for every cluster that takes no part, why not.`,
 			if err := json.Unmarshal(body, &e); err != nil {
 				return fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
 			}
-			fmt.Fprintln(c.env.Stdout, strings.TrimRight(printable(e.Text), "\n"))
+			fmt.Fprintln(c.env.Stdout, strings.TrimRight(printableText(e.Text), "\n"))
 			return nil
 		},
 	})

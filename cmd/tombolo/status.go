@@ -16,14 +16,20 @@ import (
 )
 
 func (c *cli) statusCommand() *cobra.Command {
-	return c.reads(&cobra.Command{
+	return c.answers(&cobra.Command{
 		Use:   "status",
 		Short: "What this machine's agent and mesh API server know, and what is wrong",
-		Long:  "Asks whichever of the two answers on its Unix socket: one is enough.",
+		Long: `Asks whichever of the two answers on its Unix socket: one is enough.
+
+CONTROL says how far what is known of a cluster can be relied on: synced; stale,
+with since when it is not in reach (what is known stays in force); from snapshot
+(read from disk at the start); not synced. DATA PATH is what this node's own
+probes through the tunnel say. REFUSED are records that were not believed. Rows
+PENDING differ in the kernel, rows HELD are kept until their cluster is synced.`,
 		Example: `  tombolo status
   tombolo status -o json
   tombolo status --agent-socket /run/tombolo/agent.sock`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			node, nodeErr := c.agentStatus(cmd.Context())
 			server, serverErr := c.serverStatus(cmd.Context())
@@ -45,10 +51,14 @@ func (c *cli) statusCommand() *cobra.Command {
 					return err
 				}
 			}
-			if node != nil {
-				return c.printAgent(node)
+			if node == nil {
+				fmt.Fprintf(c.env.Stderr, "\nno agent asked: %s\n", firstLine(nodeErr))
+				return nil
 			}
-			return nil
+			if server != nil {
+				fmt.Fprintln(c.env.Stdout)
+			}
+			return c.printAgent(node)
 		},
 	})
 }
@@ -86,19 +96,20 @@ func (c *cli) printServer(s *pb.StatusResponse) error {
 	if s.Leader {
 		role = "leader"
 	}
-	fmt.Fprintf(out, "Mesh API server of %s (ID %d): %s, %s\n", printable(s.Cluster.GetName()), s.Cluster.GetId(), role, orDefault(s.Version, "unknown version"))
+	problems := serverProblems(s)
+	fmt.Fprintf(out, "Mesh API server of %s (cluster ID %d): %s, %s\n", printable(s.Cluster.GetName()), s.Cluster.GetId(), role, problemCount(problems))
+	c.printProblems(problems)
+	fmt.Fprintf(out, "  version      %s\n", orDefault(printable(s.Version), "unknown"))
 	fmt.Fprintf(out, "  store        %s, revision %d, %d keys\n", printable(s.Store), s.Revision, s.Keys)
 	fmt.Fprintf(out, "  CA           %s, own certificate until %s\n", s.Fingerprint, orDefault(timeText(s.CertificateExpires), "?"))
 	fmt.Fprintf(out, "  records      %s\n", orDefault(countsText(s.Records), "none"))
 	fmt.Fprintf(out, "  nodes        %s\n", orDefault(printable(strings.Join(s.Nodes, ", ")), "none registered"))
-	c.printProblems(serverProblems(s))
-	if len(s.Peers) > 0 {
+	if len(s.Peers) == 0 {
+		fmt.Fprintln(out, "  peers        none; run 'tombolo mesh invite' here and 'tombolo mesh join' there")
+	} else {
 		fmt.Fprintln(out)
-		if err := table(out, "PEER ID REACHABLE READERS POD-PREFIXES FINGERPRINT AGE", peerRows(s.Peers)); err != nil {
-			return err
-		}
+		return table(out, peerHeader, c.peerRows(s.Peers))
 	}
-	fmt.Fprintln(out)
 	return nil
 }
 
@@ -119,8 +130,10 @@ func (c *cli) printAgent(s *agent.Status) error {
 	if !s.Ready {
 		ready = "not ready"
 	}
-	fmt.Fprintf(out, "Agent of %s/%s (cluster ID %d): %s, up %s\n", printable(s.Cluster), printable(s.Node), s.ClusterID, ready, span(time.Since(s.Started)))
-	fmt.Fprintf(out, "  %d services, %d pods here; %d nodes probed every %d ms, %d down\n", s.Services, s.Pods, s.Health.Targets, s.Health.IntervalMS, s.Health.NodesDown)
+	fmt.Fprintf(out, "Agent of %s/%s (cluster ID %d): %s, up %s, %s\n", printable(s.Cluster), printable(s.Node), s.ClusterID, ready, c.span(s.Started), problemCount(s.Problems))
+	c.printProblems(s.Problems)
+	fmt.Fprintf(out, "  %-12s %s, %s on this node\n", "holds", count(s.Services, "service"), count(s.Pods, "pod"))
+	fmt.Fprintf(out, "  %-12s %s every %d ms, %d down; %d sent, %d missed\n", "probes", count(s.Health.Targets, "node"), s.Health.IntervalMS, s.Health.NodesDown, s.Health.Probes, s.Health.Misses)
 	var details []string
 	for name := range s.Details {
 		details = append(details, name)
@@ -129,13 +142,12 @@ func (c *cli) printAgent(s *agent.Status) error {
 	for _, name := range details {
 		fmt.Fprintf(out, "  %-12s %s\n", printable(name), printable(s.Details[name]))
 	}
-	c.printProblems(s.Problems)
 	var rows [][]string
 	for _, cl := range s.Clusters {
-		rows = append(rows, []string{cl.Name, fmt.Sprint(cl.ID), knownText(cl), pathText(cl), fmt.Sprint(cl.Nodes), fmt.Sprint(cl.Records), refusedText(cl.Refused), fmt.Sprint(cl.Revision)})
+		rows = append(rows, []string{cl.Name, fmt.Sprint(cl.ID), c.knownText(cl), pathText(cl), fmt.Sprintf("%d/%d", cl.Nodes-len(cl.NodesDown), cl.Nodes), fmt.Sprint(cl.Records), refusedText(cl.Refused), fmt.Sprint(cl.Revision)})
 	}
 	fmt.Fprintln(out)
-	if err := table(out, "CLUSTER ID CONTROL DATA-PATH NODES RECORDS REFUSED REVISION", rows); err != nil {
+	if err := table(out, "CLUSTER ID CONTROL DATA-PATH NODES-UP RECORDS REFUSED REVISION", rows); err != nil {
 		return err
 	}
 	rows = nil
@@ -147,41 +159,66 @@ func (c *cli) printAgent(s *agent.Status) error {
 }
 
 // knownText says how far what is known of a cluster can be relied on.
-func knownText(cl agent.ClusterStatus) string {
+func (c *cli) knownText(cl agent.ClusterStatus) string {
+	since := ""
+	if cl.StaleSince != nil {
+		since = " for " + c.span(*cl.StaleSince)
+	}
 	switch {
 	case cl.Connected && cl.Synced:
 		return "synced"
-	case cl.StaleSince != nil && (cl.Synced || cl.FromSnapshot):
-		return "stale-" + span(time.Since(*cl.StaleSince))
+	case cl.Connected && cl.FromSnapshot:
+		return "from snapshot, syncing"
+	case cl.Connected:
+		return "syncing"
 	case cl.FromSnapshot:
-		return "from-snapshot"
+		return "stale" + since + ", from snapshot"
+	case cl.Synced:
+		return "stale" + since
 	}
-	return "not-synced"
+	return "not synced" + since
 }
 
+// pathText is the verdict of this node's probes.
 func pathText(cl agent.ClusterStatus) string {
 	switch {
-	case cl.Local && len(cl.NodesDown) == 0:
-		return "local"
 	case cl.Down:
 		return "DOWN"
 	case len(cl.NodesDown) > 0:
-		return fmt.Sprintf("%d-nodes-down", len(cl.NodesDown))
+		return "down to " + strings.Join(cl.NodesDown, ",")
+	case cl.Local:
+		return "up (own)"
+	case cl.Nodes == 0:
+		return "no nodes"
 	}
 	return "up"
 }
 
+// refusedText is a total and its reasons.
 func refusedText(refused map[string]uint64) string {
 	var total uint64
-	for _, n := range refused {
+	var parts []string
+	for reason, n := range refused {
 		total += n
+		parts = append(parts, fmt.Sprintf("%s %d", reason, n))
 	}
-	return fmt.Sprint(total)
+	if total == 0 {
+		return "0"
+	}
+	sort.Strings(parts)
+	return fmt.Sprintf("%d (%s)", total, strings.Join(parts, ", "))
+}
+
+func problemCount(problems []agent.ProblemStatus) string {
+	if len(problems) == 0 {
+		return "no problems"
+	}
+	return strings.ToUpper(count(len(problems), "problem"))
 }
 
 func (c *cli) printProblems(problems []agent.ProblemStatus) {
 	for _, p := range problems {
-		fmt.Fprintf(c.env.Stdout, "  PROBLEM      %s\n", printable(p.What))
+		fmt.Fprintf(c.env.Stdout, "  PROBLEM: %s\n", printable(p.What))
 		if p.Why != "" {
 			fmt.Fprintf(c.env.Stdout, "    cause: %s\n", printable(p.Why))
 		}

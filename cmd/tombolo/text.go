@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
@@ -35,15 +36,17 @@ func timeText(nanos int64) string {
 	return time.Unix(0, nanos).UTC().Format(time.RFC3339)
 }
 
-// age of Unix nanoseconds, as kubectl writes it.
-func age(nanos int64) string {
+// ago says how long ago Unix nanoseconds were.
+func (c *cli) ago(nanos int64) string {
 	if nanos == 0 {
 		return ""
 	}
-	return span(time.Since(time.Unix(0, nanos)))
+	return c.span(time.Unix(0, nanos)) + " ago"
 }
 
-func span(d time.Duration) string {
+// span is the time since t, as kubectl writes it.
+func (c *cli) span(t time.Time) string {
+	d := c.env.Now().Sub(t)
 	switch {
 	case d < 0:
 		return "0s"
@@ -55,4 +58,12 @@ func span(d time.Duration) string {
 		return fmt.Sprintf("%dh", int(d.Hours()))
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+func firstLine(err error) string {
+	if err == nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return printable(line)
 }
