@@ -100,28 +100,65 @@ func (s *serviceRows) addTier(row *ServiceRow, next int, tier clustermesh.Tier) 
 	return next
 }
 
-// carryGroups adds to row the groups that old has of clusters for which keep is
-// true: clusters of which nothing is known at present, so that nothing about
-// them may be taken away. They go to the end of the tier of the same place, or
-// into a tier of their own.
+// carryGroups gives row back the groups that old has of clusters for which keep
+// is true: clusters of which nothing is known at present, so that nothing about
+// them may be taken away. Which tier such a group belongs in cannot be said
+// without knowing its cluster, and putting it beside others would send them its
+// share of traffic: so the order of old's tiers stays in force, with present
+// weights and counts of the groups that are known.
 func carryGroups(old ServiceRow, row *ServiceRow, keep func(uint16) bool) {
-	for i := range min(int(old.NumTiers), MaxTiers) {
-		t := old.Tiers[i]
-		for j := int(t.First); j < min(int(t.First)+int(t.Groups), MaxGroups); j++ {
-			if g := old.Groups[j]; keep(g.Cluster) && !hasGroup(row, g.Cluster) {
-				insertGroup(row, i, g, t.Share)
+	if !slices.ContainsFunc(groupsOf(&old), func(g Group) bool { return keep(g.Cluster) && !hasGroup(row, g.Cluster) }) {
+		return
+	}
+	now := *row
+	row.NumTiers, row.Tiers, row.Groups = 0, [MaxTiers]Tier{}, [MaxGroups]Group{}
+	for _, t := range old.Tiers[:min(int(old.NumTiers), MaxTiers)] {
+		var groups []Group
+		for _, g := range old.Groups[min(int(t.First), MaxGroups):min(int(t.First)+int(t.Groups), MaxGroups)] {
+			if present, ok := groupOf(&now, g.Cluster); ok {
+				groups = append(groups, present)
+			} else if keep(g.Cluster) {
+				groups = append(groups, g)
 			}
 		}
+		appendTier(row, groups, t.Share)
+	}
+	// What old did not have comes last.
+	for _, t := range now.Tiers[:now.NumTiers] {
+		fresh := slices.DeleteFunc(slices.Clone(now.Groups[t.First:t.First+t.Groups]), func(g Group) bool { return hasGroup(row, g.Cluster) })
+		appendTier(row, fresh, t.Share)
 	}
 }
 
-func hasGroup(row *ServiceRow, cluster uint16) bool {
+// appendTier adds a tier of groups, or to the last one if there is no room for
+// another; what no longer fits is left out.
+func appendTier(row *ServiceRow, groups []Group, share uint16) {
+	used := len(groupsOf(row))
+	groups = groups[:min(len(groups), MaxGroups-used)]
+	if len(groups) == 0 {
+		return
+	}
+	copy(row.Groups[used:], groups)
+	if row.NumTiers == MaxTiers {
+		row.Tiers[MaxTiers-1].Groups += uint8(len(groups))
+		return
+	}
+	row.Tiers[row.NumTiers] = Tier{First: uint8(used), Groups: uint8(len(groups)), Share: share}
+	row.NumTiers++
+}
+
+func groupOf(row *ServiceRow, cluster uint16) (Group, bool) {
 	for _, g := range groupsOf(row) {
 		if g.Cluster == cluster {
-			return true
+			return g, true
 		}
 	}
-	return false
+	return Group{}, false
+}
+
+func hasGroup(row *ServiceRow, cluster uint16) bool {
+	_, ok := groupOf(row, cluster)
+	return ok
 }
 
 // groupsOf are the groups in use.
@@ -131,30 +168,6 @@ func groupsOf(row *ServiceRow) []Group {
 		n = max(n, int(t.First)+int(t.Groups))
 	}
 	return row.Groups[:min(n, MaxGroups)]
-}
-
-func insertGroup(row *ServiceRow, tier int, g Group, share uint16) {
-	used := len(groupsOf(row))
-	if used == MaxGroups {
-		return
-	}
-	tier = min(tier, int(row.NumTiers))
-	if tier == int(row.NumTiers) {
-		if row.NumTiers == MaxTiers {
-			return
-		}
-		row.Tiers[tier] = Tier{First: uint8(used), Share: share}
-		row.NumTiers++
-	}
-	at := int(row.Tiers[tier].First) + int(row.Tiers[tier].Groups)
-	copy(row.Groups[at+1:used+1], row.Groups[at:used])
-	row.Groups[at] = g
-	row.Tiers[tier].Groups++
-	for i := range row.Tiers[:row.NumTiers] {
-		if i > tier {
-			row.Tiers[i].First++
-		}
-	}
 }
 
 // appliedService is what of a service is in the wanted tables.
