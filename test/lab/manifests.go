@@ -35,11 +35,13 @@ func NodeObject(name string, prefixes []netip.Prefix) Object {
 		"spec": Object{"podCIDR": prefixes[0].String(), "podCIDRs": prefixes}}
 }
 
-// PodObject is a Pod bound to a node.
+// PodObject is a Pod bound to a node. One with a port is ready when something
+// listens there.
 func PodObject(p *Pod, node string) Object {
 	container := Object{"name": "main", "image": "none"}
 	if p.Port != 0 {
 		container["ports"] = []Object{{"name": "http", "containerPort": p.Port, "protocol": "TCP"}}
+		container["readinessProbe"] = Object{"tcpSocket": Object{"port": p.Port}, "periodSeconds": 1}
 	}
 	return Object{"apiVersion": "v1", "kind": "Pod",
 		"metadata": Object{"name": p.Name, "namespace": p.Namespace, "uid": p.UID, "labels": p.Labels},
