@@ -22,8 +22,8 @@ import (
 // What the owner goroutine does in one turn before it looks at what is new: a
 // large first list or resync never keeps a small change waiting for long.
 const (
-	turnServices = 1024     // merged
-	turnRows     = MaxBatch // written, of each table
+	turnServices = 512          // merged
+	turnRows     = 4 * MaxBatch // written, of each table
 	turnResync   = 2 * MaxBatch
 	turnEvents   = 256
 	maxOrigins   = 4096 // latencies measured at once

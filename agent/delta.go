@@ -41,25 +41,27 @@ type actual[V any] struct {
 // Delta is one table as it should be and as it is. It holds one map of the
 // wanted rows and, beside it, only the rows where the kernel differs:
 //
-//	dirty  to be written or removed at the next flush
-//	stuck  refused by the kernel; tried again after a pause
-//	held   in the kernel, not wanted, of an owner that has not reported synced
-//	       yet: kept until it has (silence is not deletion)
+//	dirty    wanted, to be written at the next flush
+//	leaving  not wanted, to be removed at the next flush
+//	stuck    refused by the kernel; tried again after a pause
+//	held     in the kernel, not wanted, of an owner that has not reported synced
+//	         yet: kept until it has (silence is not deletion)
 //
-// A key is in at most one of the three. A Delta is not safe for concurrent use.
+// A key is in at most one of the four. A Delta is not safe for concurrent use.
 type Delta[K comparable, V comparable] struct {
 	Name  string
 	table Table[K, V]
 	owner func(K, V) clustermesh.ID // whose row it is; decides what may be swept
 	known func(clustermesh.ID) bool // true: what this owner says is complete
 
-	wanted map[K]V
-	dirty  map[K]actual[V]
-	stuck  map[K]actual[V]
-	held   map[K]V
-	drops  map[K]struct{} // dirty keys that must leave before they are put again
-	urgent []K            // dirty keys that go before the others; see Hurry
-	hurry  bool
+	wanted  map[K]V
+	dirty   map[K]actual[V]
+	leaving map[K]actual[V]
+	stuck   map[K]actual[V]
+	held    map[K]V
+	drops   map[K]struct{} // dirty or leaving keys that must leave before they are put again
+	urgent  []K            // dirty keys that go before the others; see Hurry
+	hurry   bool
 
 	scan     *scan[K, V]
 	scanned  bool // the kernel was read at least once, completely
@@ -87,7 +89,7 @@ type scan[K comparable, V any] struct {
 func NewDelta[K comparable, V comparable](name string, table Table[K, V], owner func(K, V) clustermesh.ID, known func(clustermesh.ID) bool) *Delta[K, V] {
 	return &Delta[K, V]{
 		Name: name, table: table, owner: owner, known: known,
-		wanted: map[K]V{}, dirty: map[K]actual[V]{}, stuck: map[K]actual[V]{}, held: map[K]V{}, drops: map[K]struct{}{},
+		wanted: map[K]V{}, dirty: map[K]actual[V]{}, leaving: map[K]actual[V]{}, stuck: map[K]actual[V]{}, held: map[K]V{}, drops: map[K]struct{}{},
 	}
 }
 
@@ -103,7 +105,7 @@ func (d *Delta[K, V]) Held() int { return len(d.held) }
 
 // Pending is the number of rows in which the kernel differs from the wish,
 // those refused by the kernel included, those held not.
-func (d *Delta[K, V]) Pending() int { return len(d.dirty) + len(d.stuck) }
+func (d *Delta[K, V]) Pending() int { return len(d.dirty) + len(d.leaving) + len(d.stuck) }
 
 // Stuck is the number of rows that the kernel refused last time.
 func (d *Delta[K, V]) Stuck() int { return len(d.stuck) }
@@ -119,14 +121,17 @@ func (d *Delta[K, V]) Actual(k K) (v V, ok bool) {
 }
 
 func (d *Delta[K, V]) differs(k K) (actual[V], bool) {
-	if a, ok := d.dirty[k]; ok {
-		return a, true
+	for _, m := range [...]map[K]actual[V]{d.dirty, d.leaving, d.stuck} {
+		if len(m) > 0 {
+			if a, ok := m[k]; ok {
+				return a, true
+			}
+		}
 	}
-	if a, ok := d.stuck[k]; ok {
-		return a, true
-	}
-	if v, ok := d.held[k]; ok {
-		return actual[V]{present, v}, true
+	if len(d.held) > 0 {
+		if v, ok := d.held[k]; ok {
+			return actual[V]{present, v}, true
+		}
 	}
 	return actual[V]{}, false
 }
@@ -180,8 +185,10 @@ func (d *Delta[K, V]) Drop(k K) {
 	d.drops[k] = struct{}{}
 }
 
-// note files what is actually at k, as dirty if it differs from the wish.
+// note files what is actually at k, as dirty or leaving if it differs from the
+// wish.
 func (d *Delta[K, V]) note(k K, a actual[V], differs bool) {
+	_, wanted := d.wanted[k]
 	if len(d.stuck) > 0 {
 		delete(d.stuck, k)
 	}
@@ -195,15 +202,21 @@ func (d *Delta[K, V]) note(k K, a actual[V], differs bool) {
 			differs = true
 		}
 	}
-	if differs {
+	switch {
+	case !differs:
+		delete(d.dirty, k)
+		delete(d.leaving, k)
+	case wanted:
+		delete(d.leaving, k)
 		d.dirty[k] = a
-		d.peak = max(d.peak, len(d.dirty))
 		if d.hurry {
 			d.urgent = append(d.urgent, k)
 		}
-		return
+	default:
+		delete(d.dirty, k)
+		d.leaving[k] = a
 	}
-	delete(d.dirty, k)
+	d.peak = max(d.peak, len(d.dirty), len(d.leaving))
 }
 
 // Hurry says whether rows changed from now on go before those that wait
@@ -334,13 +347,15 @@ func (d *Delta[K, V]) endScan() error {
 			delete(d.held, k)
 		}
 	}
-	for k, a := range d.dirty {
-		if a.state == absent || !gone(k) {
-			continue
+	for _, m := range []map[K]actual[V]{d.dirty, d.leaving} {
+		for k, a := range m {
+			if a.state == absent || !gone(k) {
+				continue
+			}
+			delete(d.drops, k)
+			_, wanted := d.wanted[k]
+			d.note(k, actual[V]{}, wanted)
 		}
-		delete(d.drops, k)
-		_, wanted := d.wanted[k]
-		d.note(k, actual[V]{}, wanted)
 	}
 	for k := range d.stuck {
 		if !gone(k) {
@@ -383,7 +398,9 @@ func (d *Delta[K, V]) FlushDrops() {
 	}
 	var keys []K
 	for k := range d.drops {
-		if _, ok := d.dirty[k]; ok {
+		_, dirty := d.dirty[k]
+		_, leaving := d.leaving[k]
+		if dirty || leaving {
 			keys = append(keys, k)
 		}
 	}
@@ -432,11 +449,11 @@ func (d *Delta[K, V]) FlushDeletes(budget int, may func(K, V) bool) int {
 	d.unstick()
 	tried := 0
 	var keys []K
-	for k, a := range d.dirty {
+	for k, a := range d.leaving {
 		if tried == budget {
 			break
 		}
-		if _, wanted := d.wanted[k]; wanted || (may != nil && !may(k, a.value)) {
+		if may != nil && !may(k, a.value) {
 			continue
 		}
 		keys = append(keys, k)
@@ -505,10 +522,9 @@ func (d *Delta[K, V]) remove(keys []K) {
 		for _, k := range chunk {
 			d.touch(k)
 			delete(d.drops, k)
+			delete(d.leaving, k)
 			if _, wanted := d.wanted[k]; wanted {
 				d.dirty[k] = actual[V]{}
-			} else {
-				delete(d.dirty, k)
 			}
 		}
 	}
@@ -518,13 +534,13 @@ func (d *Delta[K, V]) remove(keys []K) {
 func (d *Delta[K, V]) fail(keys iter.Seq[K], err error) {
 	for k := range keys {
 		d.touch(k)
-		a := d.dirty[k]
-		if a.state == absent {
-			a = actual[V]{state: unknown}
-		} else {
-			a.state = unknown
+		a, ok := d.dirty[k]
+		if !ok {
+			a = d.leaving[k]
 		}
+		a.state = unknown
 		delete(d.dirty, k)
+		delete(d.leaving, k)
 		d.stuck[k] = a
 	}
 	if d.problem == nil || errors.Is(err, ErrFull) {
@@ -549,10 +565,14 @@ func (d *Delta[K, V]) unstick() {
 	}
 	d.retryAt, d.problem = time.Time{}, nil
 	for k, a := range d.stuck {
-		d.dirty[k] = a
+		if _, wanted := d.wanted[k]; wanted {
+			d.dirty[k] = a
+		} else {
+			d.leaving[k] = a
+		}
 	}
 	clear(d.stuck)
-	d.peak = max(d.peak, len(d.dirty))
+	d.peak = max(d.peak, len(d.dirty), len(d.leaving))
 }
 
 // RetryAt is when refused rows are to be tried again; zero = nothing is refused.
@@ -579,8 +599,8 @@ func (d *Delta[K, V]) touch(k K) {
 
 // shrink gives the memory of a large flush back: Go maps do not shrink.
 func (d *Delta[K, V]) shrink() {
-	if len(d.dirty) == 0 && d.peak > 2*MaxBatch {
-		d.dirty, d.peak = map[K]actual[V]{}, 0
+	if len(d.dirty)+len(d.leaving) == 0 && d.peak > 2*MaxBatch {
+		d.dirty, d.leaving, d.peak = map[K]actual[V]{}, map[K]actual[V]{}, 0
 	}
 }
 
@@ -588,7 +608,7 @@ func (d *Delta[K, V]) shrink() {
 // what the kernel may hold and what is wanted.
 func (d *Delta[K, V]) pending() iter.Seq2[K, [2]*V] {
 	return func(yield func(K, [2]*V) bool) {
-		for _, m := range []map[K]actual[V]{d.dirty, d.stuck} {
+		for _, m := range []map[K]actual[V]{d.dirty, d.leaving, d.stuck} {
 			for k, a := range m {
 				var rows [2]*V
 				if a.state != absent {

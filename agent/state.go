@@ -402,8 +402,8 @@ func (s *State) Compute(budget int) (more bool) {
 		s.plan()
 	}
 	for name := range s.dirty {
-		if budget == 0 {
-			return true
+		if budget == 0 || s.t.slots.Pending()-s.t.slots.Stuck() >= turnRows {
+			return true // what is merged already is written first: it is held twice
 		}
 		budget--
 		delete(s.dirty, name)

@@ -51,6 +51,7 @@ type ClusterStatus struct {
 	Nodes        int               `json:"nodes"`
 	NodesDown    []string          `json:"nodesDown,omitempty"`
 	Records      int               `json:"records"`
+	Lists        int               `json:"lists"`             // complete lists read since the agent started, over all scopes; it grows when a watch could not be resumed
 	Refused      map[string]uint64 `json:"refused,omitempty"` // records not believed, by reason
 }
 
@@ -133,7 +134,7 @@ func (a *Agent) clusterStatus(c *clusterState, report healthReport) ClusterStatu
 	s := ClusterStatus{Name: c.name, ID: c.id, Local: c.peer == nil, Synced: c.synced(), Nodes: len(c.nodes)}
 	if f := a.followers[c.name]; f != nil {
 		fs := f.state()
-		s.Connected = fs.Connected
+		s.Connected, s.Lists = fs.Connected, fs.Lists
 		if !fs.Connected {
 			since := fs.Since.UTC()
 			s.StaleSince = &since

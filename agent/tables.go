@@ -129,7 +129,7 @@ func (d *Delta[K, V]) actualRows() map[K]V {
 			rows[k] = v
 		}
 	}
-	for _, m := range []map[K]actual[V]{d.dirty, d.stuck} {
+	for _, m := range []map[K]actual[V]{d.dirty, d.leaving, d.stuck} {
 		for k, a := range m {
 			if a.state == present {
 				rows[k] = a.value
@@ -316,12 +316,9 @@ func (t *tableSet) coversNothing() func(RouteKey, RouteRow) bool {
 
 // pendingDeletes counts rows that are to leave and have not.
 func pendingDeletes[K comparable, V comparable](d *Delta[K, V]) int {
-	if d.Pending() == 0 {
-		return 0
-	}
-	n := 0
-	for _, rows := range d.pending() {
-		if rows[1] == nil {
+	n := len(d.leaving)
+	for k := range d.stuck {
+		if _, wanted := d.wanted[k]; !wanted {
 			n++
 		}
 	}
