@@ -61,6 +61,11 @@ goes on from there. To take everything off the node, run "tombolo-agent cleanup"
 			if o.node == "" {
 				return fmt.Errorf("--node is not set: give this node's name, as its cluster knows it")
 			}
+			stop, err := profile()
+			if err != nil {
+				return err
+			}
+			defer stop()
 			return run(cmd.Context(), o, log)
 		},
 	}

@@ -56,8 +56,8 @@ func dataset(name string, id clustermesh.ID, s scale) ([]clustermesh.Record, err
 		all = append(all, identity(rng, name, id, i, origin))
 	}
 	for i := range s.addresses {
-		addr := pod(id, i*s.nodes*perNode/s.addresses+2)
-		node := all[(int(addr.As4()[2])<<8|int(addr.As4()[3]))/perNode].(*clustermesh.Node)
+		addr := pod(id, i%s.nodes*perNode+2+i/s.nodes) // 50 pods on each node
+		node := all[i%s.nodes].(*clustermesh.Node)
 		all = append(all, &clustermesh.Address{Name: clustermesh.AddressName{Node: node.Name, Prefix: netip.PrefixFrom(addr, 32)},
 			Identity: clustermesh.MakeIdentity(id, uint32(i%s.identities+1)), Owner: uid(rng), Namespace: words[i%len(words)],
 			Pod: fmt.Sprintf("%s-%s", words[i%len(words)], suffix(rng)), Origin: origin})
