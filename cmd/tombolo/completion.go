@@ -32,3 +32,11 @@ func completionCommand(out io.Writer) *cobra.Command {
 		},
 	}
 }
+
+// appendPlain leaves out names that could do something to a shell or terminal.
+func appendPlain(names []string, name string) []string {
+	if printable(name) != name {
+		return names
+	}
+	return append(names, name)
+}

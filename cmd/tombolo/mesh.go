@@ -195,17 +195,22 @@ func (c *cli) listCommand() *cobra.Command {
 				fmt.Fprintln(c.env.Stderr, "this cluster has no peers; run 'tombolo mesh invite' here and 'tombolo mesh join' there")
 				return nil
 			}
-			if err := table(c.env.Stdout, peerHeader, c.peerRows(res.Peers)); err != nil {
-				return err
-			}
-			for _, p := range res.Peers {
-				if p.Error != "" {
-					fmt.Fprintf(c.env.Stdout, "%s: %s\n", printable(p.Peer.GetName()), printable(p.Error))
-				}
-			}
-			return nil
+			return c.printPeers(res.Peers)
 		},
 	})
+}
+
+// printPeers prints a table, and below it why those that are not in reach are not.
+func (c *cli) printPeers(peers []*pb.PeerStatus) error {
+	if err := table(c.env.Stdout, peerHeader, c.peerRows(peers)); err != nil {
+		return err
+	}
+	for _, p := range peers {
+		if p.Error != "" {
+			fmt.Fprintf(c.env.Stdout, "  %s: %s\n", printable(p.Peer.GetName()), printable(p.Error))
+		}
+	}
+	return nil
 }
 
 const peerHeader = "PEER ID REACHABLE READERS POD-PREFIXES CA-FINGERPRINT JOINED"
@@ -229,7 +234,7 @@ func (c *cli) peerRows(peers []*pb.PeerStatus) [][]string {
 func peerJSON(p *pb.PeerStatus) map[string]any {
 	return map[string]any{"name": p.Peer.GetName(), "id": p.Peer.GetId(), "reachable": p.Reachable, "error": p.Error,
 		"lastSeen": timeText(p.LastSeen), "readers": p.Readers, "fingerprint": p.Fingerprint,
-		"meshAddresses": p.Peer.GetMeshAddresses(), "podPrefixes": prefixTexts(p.Peer.GetPodPrefixes()), "joined": timeText(p.Peer.GetJoined())}
+		"meshAddresses": append([]string{}, p.Peer.GetMeshAddresses()...), "podPrefixes": prefixTexts(p.Peer.GetPodPrefixes()), "joined": timeText(p.Peer.GetJoined())}
 }
 
 // completeClusters offers the names of peers.
@@ -245,7 +250,7 @@ func (c *cli) completeClusters(cmd *cobra.Command, args []string, _ string) ([]s
 	}
 	var names []string
 	for _, p := range res.Peers {
-		names = append(names, p.Peer.GetName())
+		names = appendPlain(names, p.Peer.GetName())
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -28,8 +28,7 @@ func (c *cli) answers(cmd *cobra.Command) *cobra.Command {
 }
 
 // printJSON writes a versioned JSON document: v's fields beside apiVersion and
-// kind. Other than text, JSON is not escaped for terminals: encoding/json
-// escapes control characters itself.
+// kind.
 func (c *cli) printJSON(kind string, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -43,9 +42,18 @@ func (c *cli) printJSON(kind string, v any) error {
 		doc["apiVersion"], _ = json.Marshal(apiVersion)
 		doc["kind"], _ = json.Marshal(kind)
 	}
-	e := json.NewEncoder(c.env.Stdout)
-	e.SetIndent("", "  ")
-	return e.Encode(doc)
+	text, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(c.env.Stdout, escapeJSON(string(text)))
+	return err
+}
+
+// escapeJSON escapes what a terminal may obey or reorder. All of it stands in
+// strings, where JSON reads the escapes back.
+func escapeJSON(s string) string {
+	return escape(s, func(r rune) bool { return r == '\n' || r > 0xffff || unicode.IsPrint(r) })
 }
 
 // table prints rows under a header, in columns. Cells are escaped.

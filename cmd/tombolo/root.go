@@ -28,7 +28,7 @@ Nouns read (status, service, maps, mesh list), verbs change (mesh invite, join,
 leave, remove). Every command that answers takes -o json. Data goes to standard
 output, everything else to standard error. Exit status: 0 done, 1 failed, 2 wrong
 usage.`,
-		Example: `  sudo tombolo demo                    # two clouds, one service, failover, on this machine
+		Example: `  sudo tombolo demo                    # two clouds and a failover, on this machine
   tombolo mesh invite                  # on cluster A: prints a one-time token
   tombolo mesh join TOKEN              # on cluster B
   tombolo status                       # what this node and its cluster know

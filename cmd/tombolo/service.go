@@ -99,7 +99,7 @@ func (c *cli) completeServices(cmd *cobra.Command, args []string, _ string) ([]s
 	}
 	var names []string
 	for _, s := range list.Items {
-		names = append(names, s.Namespace+"/"+s.Name)
+		names = appendPlain(names, s.Namespace+"/"+s.Name)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

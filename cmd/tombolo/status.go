@@ -108,7 +108,7 @@ func (c *cli) printServer(s *pb.StatusResponse) error {
 		fmt.Fprintln(out, "  peers        none; run 'tombolo mesh invite' here and 'tombolo mesh join' there")
 	} else {
 		fmt.Fprintln(out)
-		return table(out, peerHeader, c.peerRows(s.Peers))
+		return c.printPeers(s.Peers)
 	}
 	return nil
 }
