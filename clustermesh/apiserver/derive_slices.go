@@ -20,10 +20,12 @@ import (
 // maxSlice is how many endpoints one slice holds.
 const maxSlice = 100
 
-// slices are those of a service: the given ones, or else derived ones.
+// slices are those of a service: the given ones, or else derived ones. Given ones
+// that were refused and never published do not count: what is wrong takes
+// nothing away.
 func (d *deriver) slices(name objectName, st *serviceState, scope clustermesh.Scope, y *yield) []*clustermesh.EndpointSlice {
-	if len(d.given[name]) > 0 {
-		return d.givenSlices(name, scope, y)
+	if given, any := d.givenSlices(name, scope, y); any {
+		return given
 	}
 	return d.derivedSlices(name, st)
 }
@@ -223,9 +225,9 @@ func (d *deriver) setSlice(name objectName, s *discoveryv1.EndpointSlice, at clu
 }
 
 // givenSlices are the EndpointSlices somebody wrote for a service. One with an
-// address that cannot be right is refused: what was published of it stays.
-func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield) []*clustermesh.EndpointSlice {
-	var out []*clustermesh.EndpointSlice
+// address that cannot be right is refused: what was published of it stays. any
+// is false if nothing is in force by them.
+func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield) (out []*clustermesh.EndpointSlice, any bool) {
 	for _, sliceName := range slices.Sorted(maps.Keys(d.given[name])) {
 		s := d.given[name][sliceName]
 		ports, endpoints, err := d.readSlice(s)
@@ -234,23 +236,25 @@ func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield
 				Object: Ref{KindEndpointSlice, name.Namespace, sliceName}.String(), What: "refused", Why: printable(err.Error()),
 				Fix: "correct the EndpointSlice; until then what was published of it stays in force",
 			})
-			d.keepSlice(name, sliceName, scope, y)
+			any = d.keepSlice(name, sliceName, scope, y) || any
 			continue
 		}
-		out = appendSlices(out, name, sliceName, ports, endpoints)
+		out, any = appendSlices(out, name, sliceName, ports, endpoints), true
 	}
-	return out
+	return out, any
 }
 
-// keepSlice leaves what the store holds of a given slice and its parts.
-func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Scope, y *yield) {
+// keepSlice leaves what the store holds of a given slice and its parts, if any.
+func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Scope, y *yield) (any bool) {
 	first := clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice) + name.String() + "/" + slice
 	for _, key := range d.cfg.StoredUnder(first) {
 		rest := strings.TrimPrefix(key, first)
 		if bits, part := strings.CutPrefix(rest, "."); rest == "" || (part && strings.Trim(bits, "01") == "") {
 			y.keep(key)
+			any = true
 		}
 	}
+	return any
 }
 
 func (d *deriver) readSlice(s *discoveryv1.EndpointSlice) ([]clustermesh.Port, []clustermesh.Endpoint, error) {

@@ -3,6 +3,8 @@ package lab
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,11 +21,14 @@ type Capture struct {
 	marks                          [][]byte
 	fd                             int
 	stop, done                     chan struct{}
+
+	mu sync.Mutex
+	to map[netip.Addr]int64 // packets by the address they were sent to
 }
 
 // Capture starts counting. Close it, or the lab does.
 func (l *Lab) Capture(marks ...string) (*Capture, error) {
-	c := &Capture{stop: make(chan struct{}), done: make(chan struct{})}
+	c := &Capture{stop: make(chan struct{}), done: make(chan struct{}), to: map[netip.Addr]int64{}}
 	for _, m := range marks {
 		c.marks = append(c.marks, []byte(m))
 	}
@@ -66,6 +71,7 @@ func (c *Capture) read() {
 		}
 		c.packets.Add(1)
 		c.bytes.Add(int64(n))
+		c.note(buf[:n])
 		for _, m := range c.marks {
 			if bytes.Contains(buf[:n], m) {
 				c.marked.Add(1)
@@ -73,6 +79,38 @@ func (c *Capture) read() {
 			}
 		}
 	}
+}
+
+// note counts a frame by its destination; whatever is not IP is passed over.
+func (c *Capture) note(frame []byte) {
+	const header = 14 // of Ethernet
+	var to netip.Addr
+	switch {
+	case len(frame) >= header+20 && frame[12] == 0x08 && frame[13] == 0x00:
+		to = netip.AddrFrom4([4]byte(frame[header+16 : header+20]))
+	case len(frame) >= header+40 && frame[12] == 0x86 && frame[13] == 0xdd:
+		to = netip.AddrFrom16([16]byte(frame[header+24 : header+40]))
+	default:
+		return
+	}
+	c.mu.Lock()
+	c.to[to]++
+	c.mu.Unlock()
+}
+
+// To is how many packets so far were sent to addresses within the prefixes.
+func (c *Capture) To(prefixes ...netip.Prefix) (n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for addr, count := range c.to {
+		for _, p := range prefixes {
+			if p.Contains(addr) {
+				n += count
+				break
+			}
+		}
+	}
+	return n
 }
 
 // Count is packets seen so far, how many held a mark, and how many the kernel

@@ -96,8 +96,8 @@ type rigOptions struct {
 	lab      Options
 }
 
-// newMesh starts a rig. On failure of the test its logs and tables are kept.
-func newMesh(t *testing.T, o rigOptions) *rig {
+// newEmptyRig is a lab and what tests need around it.
+func newEmptyRig(t *testing.T, o Options) *rig {
 	t.Helper()
 	if err := Prerequisites(); err != nil {
 		t.Skipf("needs root: %v", err)
@@ -107,12 +107,20 @@ func newMesh(t *testing.T, o rigOptions) *rig {
 	}
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	o.lab.BinDir = binDir(t)
+	o.BinDir = binDir(t)
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 100*time.Second, errors.New("the test took more than 100 s"))
 	t.Cleanup(cancel)
 	r := &rig{t: t, ctx: ctx, servers: map[*Cluster][]*Pod{}}
-	r.Lab = testLab(t, o.lab)
+	r.Lab = testLab(t, o)
 	t.Cleanup(r.explain)
+	return r
+}
+
+// newMesh starts a rig. On failure of the test its logs and tables are kept.
+func newMesh(t *testing.T, o rigOptions) *rig {
+	t.Helper()
+	r := newEmptyRig(t, o.lab)
+	ctx := r.ctx
 	r.a = must(r.AddCluster("aws", max(1, o.nodes)))(t)
 	r.b = must(r.AddCluster("gcp", max(1, o.nodes)))(t)
 	errs := make(chan error, 2)

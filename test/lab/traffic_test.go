@@ -81,8 +81,8 @@ func TestBadLinks(t *testing.T) {
 		if verdicts > 0 {
 			t.Errorf("a cluster was judged down at 5 %% loss")
 		}
-		// A lost SYN (one in ten, counting its answer) takes longer than 500 ms.
-		if n := Shares(results)["gcp"]; n < len(results)*3/4 {
+		// A lost SYN, or its answer, or two losses in a row take longer than 500 ms.
+		if n := Shares(results)["gcp"]; n < len(results)*3/5 {
 			t.Errorf("%d of %d requests were answered by gcp", n, len(results))
 		}
 	})
