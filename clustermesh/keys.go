@@ -233,7 +233,7 @@ func validatePart(part string) error {
 		switch {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == '_', c == ':':
 		default:
-			return fmt.Errorf("name %s has a character outside a–z A–Z 0–9 - . _ :", quote(part))
+			return fmt.Errorf("name %s has a character outside letters a–z A–Z, digits and -.:_ (all but these are refused)", quote(part))
 		}
 	}
 	return nil

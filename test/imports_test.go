@@ -41,7 +41,7 @@ var law = map[string]struct {
 	"kvstore/etcd":          {may: []string{"kvstore", "etcd", "grpc"}, never: []string{"clustermesh", "agent", "etcd server"}},
 	"kvstore/etcd/embed":    {may: []string{"kvstore", "kvstore/etcd", "etcd", "etcd server", "grpc"}, never: []string{"clustermesh", "agent"}},
 	"agent":                 {may: []string{"clustermesh", "kvstore", "memberlist"}, never: []string{"etcd", "client-go", "ebpf", "wgctrl", "netlink", "os/exec"}},
-	"agent/agenttest":       {may: []string{"agent"}, never: []string{"etcd", "client-go", "ebpf", "wgctrl", "netlink"}},
+	"agent/agenttest":       {may: []string{"agent", "clustermesh", "kvstore"}, never: []string{"etcd", "client-go", "ebpf", "wgctrl", "netlink"}},
 	"agent/register":        {may: []string{"clustermesh", "clustermesh/pb", "certs", "kvstore", "kvstore/etcd", "grpc"}, never: []string{"ebpf", "netlink", "client-go"}},
 	"agent/linux":           {may: []string{"agent", "bpf", "clustermesh", "ebpf", "wgctrl", "netlink"}, never: []string{"clustermesh/apiserver", "client-go", "etcd"}},
 	"agent/tunnel":          {may: []string{"wireguard-go", "netlink"}, never: []string{"agent", "clustermesh", "kvstore"}},

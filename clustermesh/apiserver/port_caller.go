@@ -87,7 +87,7 @@ func (t *transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn
 }
 
 func (t *transport) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 func (t *transport) Clone() credentials.TransportCredentials { c := *t; return &c }
