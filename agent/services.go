@@ -221,7 +221,7 @@ func (s *State) noteService(name clustermesh.ServiceName, notes []string) {
 
 // carry returns how to keep groups of clusters that nothing is known of; nil
 // when all are known. Until the own cluster has said who the peers are, any
-// cluster may be one.
+// cluster may be one that was not seen to be removed.
 func (s *State) carry() func(ServiceKey, *ServiceRow) {
 	own := s.clusters[s.own].synced()
 	if len(s.blank) == 0 && own {
@@ -229,7 +229,7 @@ func (s *State) carry() func(ServiceKey, *ServiceRow) {
 	}
 	keep := func(id uint16) bool {
 		if s.byID(clustermesh.ID(id)) == nil {
-			return !own
+			return !own && !s.removed[clustermesh.ID(id)]
 		}
 		return s.blank[clustermesh.ID(id)]
 	}

@@ -24,6 +24,7 @@ type State struct {
 	clusters map[string]*clusterState
 	exports  map[string]*clustermesh.View // scope export, by cluster: what Merge takes
 	blank    map[clustermesh.ID]bool      // peers of which nothing is known: no view at all
+	removed  map[clustermesh.ID]bool      // were peers since the start, and are not
 
 	pods     map[string]LocalPod // by UID
 	podsSet  bool
@@ -61,7 +62,7 @@ type clusterState struct {
 func newState(cfg Config, tables Tables) *State {
 	s := &State{
 		own: cfg.Cluster, ownID: cfg.ClusterID, node: cfg.Node, onLink: cfg.OnLink, mtu: cfg.UnderlayMTU,
-		clusters: map[string]*clusterState{}, exports: map[string]*clustermesh.View{}, blank: map[clustermesh.ID]bool{},
+		clusters: map[string]*clusterState{}, exports: map[string]*clustermesh.View{}, blank: map[clustermesh.ID]bool{}, removed: map[clustermesh.ID]bool{},
 		pods: map[string]LocalPod{}, podAddrs: map[netip.Addr]string{},
 		services: map[clustermesh.ServiceName]appliedService{}, frontends: map[ServiceKey]clustermesh.ServiceName{},
 		contested: map[ServiceKey][]clustermesh.ServiceName{}, dirty: map[clustermesh.ServiceName]struct{}{},
@@ -189,6 +190,7 @@ func (s *State) SetPeers(peers []*clustermesh.Peer) {
 		if c == nil {
 			c = newClusterState(name, p.ID, p)
 			s.clusters[name] = c
+			delete(s.removed, c.id)
 			s.setBlank(c)
 			s.touchAll()
 		}
@@ -225,6 +227,7 @@ func (s *State) removeCluster(c *clusterState) {
 	}
 	delete(s.blank, c.id)
 	delete(s.clusters, c.name)
+	s.removed[c.id] = true
 	s.touchAll()
 	s.planDirty = true
 }

@@ -279,7 +279,7 @@ func (t *tableSet) withSlots() func(ServiceKey, ServiceRow) bool {
 
 // unreferenced tells which slots no service row in the kernel may still name.
 func (t *tableSet) unreferenced() func(SlotKey, SlotRow) bool {
-	if t.services.Pending() == 0 {
+	if t.services.Pending()+t.services.Held() == 0 {
 		return nil
 	}
 	named := map[uint64]struct{}{}
@@ -289,6 +289,9 @@ func (t *tableSet) unreferenced() func(SlotKey, SlotRow) bool {
 				named[row.ID] = struct{}{}
 			}
 		}
+	}
+	for _, row := range t.services.HeldRows() {
+		named[row.ID] = struct{}{}
 	}
 	return func(k SlotKey, _ SlotRow) bool {
 		_, is := named[k.Service]
