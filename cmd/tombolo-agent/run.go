@@ -303,7 +303,7 @@ func (n *node) details() map[string]string {
 		"underlay":     fmt.Sprintf("%v, MTU %d", n.underlay.Addresses, n.underlay.MTU),
 		"registration": "registered",
 		"cgroup":       n.objects.Features().Cgroup,
-		"refusal":      n.objects.Features().Refusal,
+		"no backend":   "connect() fails with " + n.objects.Features().Refusal,
 	}
 	if err := n.client.Problem(); err != nil {
 		d["registration"] = "not renewed: " + err.Error()

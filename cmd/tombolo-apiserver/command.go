@@ -38,13 +38,13 @@ type options struct {
 const example = `  # A cluster with an etcd of its own in the process:
   tombolo-apiserver --cluster aws --cluster-id 1 --state-dir /var/lib/tombolo \
     --manifests /etc/tombolo/manifests --pod-prefix 10.1.0.0/16 \
-    --listen :9443 --advertise mesh.aws.example:9443 --socket /run/tombolo/admin.sock
+    --listen :9443 --advertise mesh.aws.example:9443 --socket /run/tombolo/apiserver.sock
 
   # Two replicas over an external etcd: run this on two machines.
   tombolo-apiserver --cluster gcp --cluster-id 2 --state-dir /var/lib/tombolo \
     --manifests /etc/tombolo/manifests --pod-prefix 10.2.0.0/16 \
     --listen :9443 --advertise a.gcp.example:9443,b.gcp.example:9443 \
-    --socket /run/tombolo/admin.sock --ca-cert ca.pem --ca-key ca.key \
+    --socket /run/tombolo/apiserver.sock --ca-cert ca.pem --ca-key ca.key \
     --etcd-endpoints https://etcd-1:2379,https://etcd-2:2379 \
     --etcd-ca etcd-ca.pem --etcd-cert client.pem --etcd-key client.key`
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -117,19 +118,38 @@ func (c *cli) leaveCommand() *cobra.Command {
 				return rpcError(err)
 			}
 			if c.output == "json" {
-				return c.printJSON("Leave", map[string]any{"left": res.Left, "unreachable": res.Unreachable})
+				doc := map[string]any{"left": append([]string{}, res.Left...), "unreachable": append([]string{}, res.Unreachable...)}
+				if err := c.printJSON("Leave", doc); err != nil {
+					return err
+				}
+				return c.untold(cmd.Context(), admin, res.Unreachable, force)
 			}
 			for _, name := range res.Left {
 				fmt.Fprintf(c.env.Stdout, "left %s\n", printable(name))
 			}
-			for _, name := range res.Unreachable {
-				fmt.Fprintf(c.env.Stderr, "%s could not be told; run there: tombolo mesh remove THIS-CLUSTER\n", printable(name))
-			}
-			return nil
+			return c.untold(cmd.Context(), admin, res.Unreachable, force)
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "leave although a peer cannot be told")
 	return c.answers(cmd)
+}
+
+// untold says what is to be done about peers that could not be told. Without
+// force this cluster is still joined with them.
+func (c *cli) untold(ctx context.Context, admin pb.AdminClient, names []string, force bool) error {
+	if len(names) == 0 {
+		return nil
+	}
+	own := "THIS-CLUSTER"
+	if st, err := admin.Status(ctx, &pb.StatusRequest{}); err == nil && st.GetCluster().GetName() != "" {
+		own = st.Cluster.Name
+	}
+	all := printable(strings.Join(names, ", "))
+	if !force {
+		return fmt.Errorf("still joined with %s\ncause: it could not be told\nfix: repair the connection ('tombolo mesh list' says what is wrong), or leave with --force and run on the other side: tombolo mesh remove %s", all, own)
+	}
+	fmt.Fprintf(c.env.Stderr, "%s could not be told; run there: tombolo mesh remove %s\n", all, own)
+	return nil
 }
 
 func (c *cli) removeCommand() *cobra.Command {

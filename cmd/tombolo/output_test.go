@@ -85,7 +85,7 @@ var answering = []struct{ line, kind string }{
 	{"mesh invite --ttl 1h", "Invitation"},
 	{"mesh join token", "Join"},
 	{"mesh join token --dry-run", "Join"},
-	{"mesh leave", "Leave"},
+	{"mesh leave --force", "Leave"},
 	{"mesh remove gcp", "Remove"},
 	{"mesh confirm-deletes service", "ConfirmedDeletes"},
 	{"node invite n1", "NodeToken"},
@@ -148,7 +148,6 @@ func TestRequests(t *testing.T) {
 		{"mesh invite", &pb.InviteRequest{TtlSeconds: 600}},
 		{"mesh join T --dry-run", &pb.JoinMeshRequest{Token: "T", DryRun: true}},
 		{"mesh join T", &pb.JoinMeshRequest{Token: "T"}},
-		{"mesh leave --force", &pb.LeaveMeshRequest{Force: true}},
 		{"mesh remove gcp", &pb.RemovePeerRequest{Cluster: "gcp"}},
 		{"mesh remove --force gcp", &pb.RemovePeerRequest{Cluster: "gcp", Force: true}},
 		{"mesh records export/", &pb.DumpRequest{Prefix: "export/"}},
@@ -162,6 +161,18 @@ func TestRequests(t *testing.T) {
 		}
 		if len(w.admin.asked) != 1 || !proto.Equal(w.admin.asked[0].(proto.Message), c.want) {
 			t.Errorf("%s asked %v, want %v", c.line, w.admin.asked, c.want)
+		}
+	}
+}
+
+// A peer that was not told is still a peer, unless that was forced.
+func TestLeaveUntold(t *testing.T) {
+	for _, line := range []string{"mesh leave", "mesh leave -o json"} {
+		w := goodWorld(t)
+		got := w.at(t, strings.Fields(line)...)
+		want := "error: still joined with azure\ncause: it could not be told\n"
+		if got.status != 1 || !strings.Contains(got.out, "gcp") || !strings.HasPrefix(got.errOut, want) || !strings.Contains(got.errOut, "tombolo mesh remove aws") {
+			t.Errorf("%s: %+v", line, got)
 		}
 	}
 }
