@@ -179,6 +179,7 @@ func TestReplicas(t *testing.T) {
 			return nil
 		})
 		took := time.Since(begin)
+		r.allOK(c.Since(begin), "aws")
 		r.addServer(r.a, "checkout-2", 0) // takes a new leader, if it was that one that died
 		r.awaitBackends(n, 2)
 		after := r.clusterStatus(n, "aws")
@@ -193,6 +194,9 @@ func TestReplicas(t *testing.T) {
 	t.Run("a leader sleeps past its lease", func(t *testing.T) {
 		r := r.in(t)
 		old, other := leaderOf(r.ctx, replicas)
+		// Agents register by any replica: that is no publishing. This one sleeps too.
+		noError(t, n.Agent().Signal(syscall.SIGSTOP))
+		defer n.Agent().Signal(syscall.SIGCONT)
 		noError(t, old.p.Signal(syscall.SIGSTOP))
 		defer old.p.Signal(syscall.SIGCONT)
 		begin := time.Now()
@@ -212,7 +216,16 @@ func TestReplicas(t *testing.T) {
 		t.Logf("the other replica published %.1f s after the leader was stopped", time.Since(begin).Seconds())
 		// The sleeper wakes up with a newer source state to tell of at once, and an
 		// old belief to be the leader. The new leader's word must stand.
-		before := must(other.status(r.ctx))(t)
+		var before *pb.StatusResponse
+		r.eventually(15*time.Second, "the new leader has nothing more to write", func() error {
+			last := before
+			before = must(other.status(r.ctx))(t)
+			time.Sleep(500 * time.Millisecond)
+			if last == nil || last.Revision != before.Revision {
+				return fmt.Errorf("the store is at %d", before.Revision)
+			}
+			return nil
+		})
 		records := must(other.admin.Dump(r.ctx, &pb.DumpRequest{Prefix: "/tombolo/v1/export/"}))(t).Text
 		noError(t, old.p.Signal(syscall.SIGCONT))
 		time.Sleep(3 * time.Second)
@@ -239,7 +252,7 @@ func TestReplicas(t *testing.T) {
 			})
 		}
 	})
-	r.allOK(c.Since(time.Time{}), "aws")
+	r.allOK(must(c.AwaitMore(r.ctx, time.Now(), 50))(t), "aws")
 }
 
 // oneLeader is nil when both answer and exactly one leads.

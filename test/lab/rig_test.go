@@ -354,6 +354,17 @@ func (r *rig) allOK(results []Result, cluster string) {
 	}
 }
 
+// awaitPath waits until 20 requests in a row were answered.
+func (r *rig) awaitPath(p *Pod, o ClientOptions) {
+	r.t.Helper()
+	r.eventually(15*time.Second, "20 answers in a row from "+o.Target, func() error {
+		if results := r.ask(p, 20, o); Failed(results) > 0 {
+			return fmt.Errorf("%d failed: %s", Failed(results), firstError(results))
+		}
+		return nil
+	})
+}
+
 func firstError(results []Result) string {
 	for _, res := range results {
 		if !res.OK() {
