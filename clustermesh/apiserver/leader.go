@@ -30,8 +30,9 @@ type leader struct {
 	cfg    leaderConfig
 	leads  atomic.Bool
 	mu     sync.Mutex
-	holder string // who held the key when it was last looked at
-	err    error  // of the last attempt
+	holder string        // who held the key when it was last looked at
+	err    error         // of the last attempt
+	again  chan struct{} // buffered by one: the present term is to end
 }
 
 // errLeaseOver: the lease may have expired; nothing is to be written any more.
@@ -63,7 +64,17 @@ func (f *fence) renewed(until time.Time) {
 	f.deadline = until
 }
 
-func newLeader(cfg leaderConfig) *leader { return &leader{cfg: cfg} }
+func newLeader(cfg leaderConfig) *leader { return &leader{cfg: cfg, again: make(chan struct{}, 1)} }
+
+// restart ends the present term, if there is one; the next judges the store anew.
+func (l *leader) restart() {
+	if l.leads.Load() {
+		select {
+		case l.again <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // status says whether this replica leads, who does, and what went wrong last.
 func (l *leader) status() (leads bool, holder string, err error) {
@@ -140,6 +151,10 @@ func (l *leader) campaign(ctx context.Context) (kvstore.Lease, *fence, error) {
 func (l *leader) hold(ctx context.Context, lease kvstore.Lease, f *fence, term func(context.Context, *fence) error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	select {
+	case <-l.again: // meant for an earlier term
+	default:
+	}
 	l.leads.Store(true)
 	defer l.leads.Store(false)
 	ended := make(chan error, 1)
@@ -152,6 +167,12 @@ func (l *leader) hold(ctx context.Context, lease kvstore.Lease, f *fence, term f
 			if err != nil && ctx.Err() == nil {
 				l.cfg.Log.Warn("term ended", "err", err)
 			}
+			l.revoke(lease)
+			return
+		case <-l.again:
+			l.cfg.Log.Warn("the store was restored under this term; a new one begins")
+			cancel()
+			<-ended
 			l.revoke(lease)
 			return
 		case <-renew.C:

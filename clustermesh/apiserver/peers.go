@@ -20,7 +20,8 @@ import (
 // local/<own>/peer/<name>, which joining and leaving alone write, by
 // compare-and-put, so that any replica can. A watch keeps the bundles current.
 type Peers struct {
-	store   kvstore.Store
+	store   kvstore.Store // written, and read for decisions
+	watched kvstore.Store // followed: the store, or a cache of it
 	own     string
 	bundles *certs.Bundles
 	log     *slog.Logger
@@ -40,7 +41,7 @@ type peerEntry struct {
 
 // NewPeers makes an empty set; Run fills it.
 func NewPeers(store kvstore.Store, own string, bundles *certs.Bundles, log *slog.Logger) *Peers {
-	return &Peers{store: store, own: own, bundles: bundles, log: log, present: make(map[string]peerEntry), synced: make(chan struct{})}
+	return &Peers{store: store, watched: store, own: own, bundles: bundles, log: log, present: make(map[string]peerEntry), synced: make(chan struct{})}
 }
 
 func (p *Peers) prefix() string {
@@ -49,7 +50,14 @@ func (p *Peers) prefix() string {
 
 // Run follows the records until ctx ends.
 func (p *Peers) Run(ctx context.Context) {
-	err := kvstore.Follow(ctx, kvstore.FollowConfig{Stores: []kvstore.Store{p.store}, Prefix: p.prefix(), Sink: peersSink{p}, Log: p.log})
+	if c, ok := p.watched.(interface{ Ready() <-chan struct{} }); ok {
+		select {
+		case <-c.Ready():
+		case <-ctx.Done():
+			return
+		}
+	}
+	err := kvstore.Follow(ctx, kvstore.FollowConfig{Stores: []kvstore.Store{p.watched}, Prefix: p.prefix(), Sink: peersSink{p}, Log: p.log})
 	if err != nil && ctx.Err() == nil {
 		p.log.Error("peers are no longer followed", "err", err, "fix", "restart the mesh API server")
 	}

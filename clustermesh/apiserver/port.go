@@ -32,7 +32,10 @@ type PortConfig struct {
 	// Own is the present record of the own cluster: name, ID, mesh addresses,
 	// pod prefixes, version, capabilities. The CA bundle is filled in.
 	Own func() clustermesh.Cluster
-	Log *slog.Logger // nil = discard
+	// Watched is followed for the peers; nil = Store. A watch cache that outlives
+	// the loss of the store keeps the peers as well.
+	Watched kvstore.Store
+	Log     *slog.Logger // nil = discard
 
 	LeafTTL     time.Duration // of every certificate; default certs.DefaultTTL
 	Handshake   time.Duration // for TLS and the first frames; default 10 s
@@ -95,6 +98,9 @@ func NewPort(cfg PortConfig) (*Port, error) {
 		return nil, err
 	}
 	p.peers = NewPeers(cfg.Store, p.own, cfg.Bundles, cfg.Log)
+	if cfg.Watched != nil {
+		p.peers.watched = cfg.Watched
+	}
 	p.tokens = &tokenStore{store: cfg.Store, cluster: p.own, now: cfg.Now}
 	p.conns = newConnections(cfg)
 	cfg.Bundles.OnChange(p.bundleChanged)

@@ -126,6 +126,20 @@ func (c *core) ask(ctx context.Context, f func()) error {
 	}
 }
 
+// whenListed waits until what is under private/ was read for the first time:
+// from then on only changes come.
+func (c *core) whenListed(ctx context.Context) error {
+	for {
+		listed := false
+		if err := c.ask(ctx, func() { listed = c.claimsListed }); err != nil || listed {
+			return err
+		}
+		if pause(ctx, 2*time.Millisecond); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
 // run works until ctx ends.
 func (c *core) run(ctx context.Context) {
 	defer close(c.stopped)

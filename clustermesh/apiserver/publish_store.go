@@ -62,7 +62,7 @@ func (m *storeMemory) judge(at kvstore.Position, marked bool) (fresh bool, p *Pr
 		return true, &Problem{
 			Object: "store", What: "the etcd came back empty", Since: time.Now(),
 			Why: fmt.Sprintf("store %s at revision %d holds no publication of this cluster; store %s was published to up to revision %d", id, at.Revision, m.last.StoreID, m.last.Revision),
-			Fix: again + ". Check with tombolo mesh list which clusters are still joined, and with tombolo status that every node is registered; restore a backup if they are not",
+			Fix: again + ". Check with tombolo mesh list that every cluster is still joined, and with tombolo status that every node is registered",
 		}
 	case id != m.last.StoreID:
 		return true, &Problem{
@@ -74,10 +74,29 @@ func (m *storeMemory) judge(at kvstore.Position, marked bool) (fresh bool, p *Pr
 		return true, &Problem{
 			Object: "store", What: "the etcd was restored from a backup", Since: time.Now(),
 			Why: fmt.Sprintf("it is at revision %d, before it was at %d", at.Revision, m.last.Revision),
-			Fix: again + ". Clusters that joined or left since the backup must do so again",
+			Fix: again + ". Clusters that left since the backup was made are joined again: check with tombolo mesh list and remove them",
 		}
 	}
 	return false, nil
+}
+
+// seen fills in what another replica has published to, when this one never has:
+// it may have to judge the store next.
+func (m *storeMemory) seen(at kvstore.Position) {
+	m.mu.Lock()
+	if m.last.StoreID == "" && at.StoreID != 0 {
+		m.last.StoreID = storeIDText(at.StoreID)
+	}
+	m.mu.Unlock()
+	m.saw(at)
+}
+
+// older says whether the position is before what was published to in the same
+// store: it was restored, and nobody has judged it yet.
+func (m *storeMemory) older(at kvstore.Position) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last.StoreID == storeIDText(at.StoreID) && at.Revision < m.last.Revision
 }
 
 // accept remembers the store as the one that is published to.

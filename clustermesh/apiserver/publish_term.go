@@ -35,6 +35,8 @@ type term struct {
 	bundle      func() []byte
 	incarnation uint64 // to announce; 0 = the one that is there
 	memory      *storeMemory
+	copy        *lastGood
+	held        func(storeID uint64) bool // by the gate: the cache will not show it before it is published to
 }
 
 // ownPrefixes are what the publisher keeps. Peers are not among them: they are
@@ -82,7 +84,7 @@ func (t *term) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for c.cache.Position().StoreID != at.StoreID || c.cache.Position().Revision < t.fence.rev {
+	for c.cache.Position().StoreID != at.StoreID && !t.held(at.StoreID) || c.cache.Position().StoreID == at.StoreID && c.cache.Position().Revision < t.fence.rev {
 		if pause(ctx, 2*time.Millisecond); ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -91,8 +93,10 @@ func (t *term) open(ctx context.Context) error {
 		return err
 	}
 	fresh, problem := t.memory.judge(at, marker.Key != "")
-	if problem != nil {
-		c.problems.Set("store", []Problem{*problem})
+	if fresh {
+		if err := t.refill(ctx, marker.Key != "", problem); err != nil {
+			return err
+		}
 	}
 	if fresh && marker.Key != "" {
 		// Numbers may mean other things than before. Until all is written anew
@@ -107,6 +111,37 @@ func (t *term) open(ctx context.Context) error {
 		}
 	}
 	t.memory.accept(at)
+	t.copy.accept(at)
+	return nil
+}
+
+// refill puts back what the store lacks and only it knew, and says so. The core
+// hears of it before anything is derived, not when the watch brings it.
+func (t *term) refill(ctx context.Context, marked bool, p *Problem) error {
+	c := t.core
+	if err := c.whenListed(ctx); err != nil {
+		return err
+	}
+	got, err := t.copy.restore(ctx, t.store, t.fence)
+	if err != nil {
+		return fmt.Errorf("registrations and peers are not put back yet: %w", err)
+	}
+	c.do(func() {
+		for _, kv := range got.kvs {
+			c.claimEvent(kvstore.Event{KV: kv})
+		}
+	})
+	switch {
+	case !got.none():
+		p.What += fmt.Sprintf("; restored %d registrations and %d peers from %s", got.registrations, got.peers, t.copy.path)
+	case t.copy.position().StoreID == 0:
+		p.What += "; there is no copy of registrations and peers to restore"
+		p.Fix += ". Clusters that are missing must join again; nodes register again by themselves within minutes"
+	case !marked:
+		p.What += "; nothing was left to restore"
+	}
+	c.problems.Set("store", []Problem{*p})
+	c.log.Warn(p.What, "why", p.Why, "fix", p.Fix)
 	return nil
 }
 

@@ -23,6 +23,8 @@ type registry struct {
 	cfg   Config
 	core  *core
 	store kvstore.Store
+	// published says that the store holds all it should.
+	published func() bool
 }
 
 var _ Registrar = (*registry)(nil)
@@ -33,10 +35,15 @@ const attempts = 5
 
 var errBusy = Refuse(codes.Aborted, "registration not stored", "try again", "another registration of the same name came in between, several times")
 
+var errRefilling = Refuse(codes.Unavailable, "registration not stored", "it is tried again by itself; see tombolo status if that goes on", "the cluster's records have not been published to its etcd yet")
+
 // RegisterNode implements Registrar.
 func (g *registry) RegisterNode(ctx context.Context, r NodeRegistration) (*clustermesh.Node, error) {
 	if r.WireGuardKey == [32]byte{} {
 		return nil, Refuse(codes.InvalidArgument, "node "+r.Node+" not registered", "send the public half of its WireGuard key", "the key is missing")
+	}
+	if !g.published() {
+		return nil, errRefilling
 	}
 	if err := g.checkNode(ctx, r); err != nil {
 		return nil, err
@@ -153,6 +160,9 @@ func (g *registry) RegisterEndpoint(ctx context.Context, r EndpointRegistration)
 	what := "pod " + pod.String() + " not registered"
 	if r.Owner == "" {
 		return 0, Refuse(codes.InvalidArgument, what, "send the UID of the pod", "the owner is missing")
+	}
+	if !g.published() {
+		return 0, errRefilling
 	}
 	if r.Remove {
 		return 0, g.removeEndpoint(ctx, pod, r)

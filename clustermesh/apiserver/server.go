@@ -55,6 +55,8 @@ type server struct {
 	core     *core
 	leader   *leader
 	memory   *storeMemory
+	copy     *lastGood
+	gate     *gate
 	problems *Problems
 	registry *registry
 	ca       *certs.CA
@@ -89,7 +91,18 @@ func newPublishing(cfg Config, state *stateDir, handle StoreHandle) *server {
 		bundle:   func() []byte { return nil },
 	}
 	s.core = newCore(cfg, handle.Store, s.cache, s.problems)
-	s.registry = &registry{cfg: cfg, core: s.core, store: handle.Store}
+	s.copy = openLastGood(cfg.StateDir, cfg.Cluster, s.cache, cfg.Log)
+	s.memory.seen(s.copy.position())
+	s.copy.saved = s.memory.seen
+	s.gate = &gate{
+		Sink: s.cache.Sink(), cluster: cfg.Cluster, cache: s.cache, store: handle.Store, problems: s.problems,
+		changed: func(at kvstore.Position) {
+			if s.memory.older(at) {
+				s.leader.restart()
+			}
+		},
+	}
+	s.registry = &registry{cfg: cfg, core: s.core, store: handle.Store, published: s.published}
 	s.leader = newLeader(leaderConfig{
 		Store: handle.Store, Key: privateKey(cfg.Cluster, "leader", "apiserver"), Holder: state.replica, TTL: cfg.LeaseTTL, Log: cfg.Log,
 	})
@@ -114,7 +127,7 @@ func (s *server) openPort() error {
 		return err
 	}
 	s.port, err = NewPort(PortConfig{
-		Store: s.handle.Store, Cache: s.cache, CA: s.ca, Leaf: leaf, Bundles: certs.NewBundles(),
+		Store: s.handle.Store, Cache: s.cache, Watched: s.cache, CA: s.ca, Leaf: leaf, Bundles: certs.NewBundles(),
 		Registrar: s.registry,
 		Own:       func() clustermesh.Cluster { return *s.core.own.Load() },
 		Log:       s.log,
@@ -175,8 +188,9 @@ func (s *server) run(ctx context.Context) error {
 // startPublishing starts the way from the source to the store.
 func (s *server) startPublishing(start func(string, func(context.Context) error)) {
 	start("watch cache", func(ctx context.Context) error {
+		s.gate.ctx = ctx
 		return ended(ctx, kvstore.Follow(ctx, kvstore.FollowConfig{
-			Stores: s.handle.Replicas, Prefix: clustermesh.Root, Sink: s.cache.Sink(), Log: s.log, Status: s.followed,
+			Stores: s.handle.Replicas, Prefix: clustermesh.Root, Sink: s.gate, Log: s.log, Status: s.followed,
 		}))
 	})
 	start("registrations", func(ctx context.Context) error {
@@ -193,19 +207,32 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 	start("source", func(ctx context.Context) error { return s.cfg.Source.Run(ctx, s.core.deliver) })
 	start("leader", func(ctx context.Context) error {
 		s.leader.run(ctx, func(ctx context.Context, f *fence) error {
-			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.bundle, memory: s.memory}
+			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.bundle, memory: s.memory, copy: s.copy, held: s.gate.holds}
 			return t.run(ctx)
 		})
+		return nil
+	})
+	start("copy", func(ctx context.Context) error {
+		select {
+		case <-s.cache.Ready():
+			s.copy.run(ctx)
+		case <-ctx.Done():
+		}
 		return nil
 	})
 	start("notes", func(ctx context.Context) error {
 		for ctx.Err() == nil {
 			pause(ctx, 5*time.Second)
 			s.memory.save()
+			s.problems.Set("copy", s.copy.problems())
 		}
 		return nil
 	})
 }
+
+// published: the store holds a publication, and the cache shows that store. A
+// registration taken before could come in the way of what is put back.
+func (s *server) published() bool { return s.gate.held.Load() == 0 && s.copy.marked() }
 
 // ended makes nothing of an error that only says that ctx ended.
 func ended(ctx context.Context, err error) error {
