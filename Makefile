@@ -24,7 +24,7 @@ test-race: ## the same under the race detector (needs a C compiler), but for wha
 	$(GO) run ./test/runtests -race ./...
 
 bench: build ## control plane and data plane figures beside bare etcd and a direct connect()
-	$(GO) test ./test/bench -run '^$$' -bench . -benchtime 1x -timeout 30m -v
+	$(GO) run ./test/bench -bin $(BIN) $(BENCH)
 
 verify: ## generated code and objects are up to date; format, vet, staticcheck, imports, tidy, known vulnerabilities
 	./.ci/verify

@@ -50,20 +50,6 @@ type Lab struct {
 	tail []io.Closer // open captures, relays; closed before the sweep
 }
 
-// Prerequisites reports why this machine cannot run a lab, or nil.
-func Prerequisites() error {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root: network namespaces, cgroups and BPF programs are made; run it with sudo")
-	}
-	if _, err := cgroupRoot(); err != nil {
-		return err
-	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		return fmt.Errorf("needs /dev/net/tun for tunnels (%w); load the module: modprobe tun", err)
-	}
-	return nil
-}
-
 // New makes an empty lab: its folder, cgroup, underlay, and a janitor process
 // that sweeps it when this process dies without Close.
 func New(ctx context.Context, opts Options) (*Lab, error) {
