@@ -212,6 +212,10 @@ func TestReports(t *testing.T) {
 	if r := <-got; r.UID != "uid-a" || r.Ready {
 		t.Errorf("after a failed probe: %+v", r)
 	}
+	p.ReportAgain()
+	if r := <-got; r.UID != "uid-a" || r.Ready {
+		t.Errorf("once more: %+v", r)
+	}
 	cancel()
 	<-done
 	if list, _ := p.List(context.Background()); len(list) != 1 || list[0].Identity != clustermesh.MakeIdentity(7, 9) {

@@ -24,8 +24,8 @@ type ReportFunc func(context.Context, EndpointReport) (clustermesh.Identity, err
 const (
 	reportRetryFirst = 250 * time.Millisecond
 	reportRetryMost  = 30 * time.Second
-	// reportAgain is how often the same is said once more, for a cluster that
-	// has lost it.
+	// reportAgain is how often the same is said once more, give or take a fifth,
+	// for a cluster that has lost it.
 	reportAgain = 5 * time.Minute
 	// mostDeparted bounds the list of removals that wait for a cluster out of reach.
 	mostDeparted = 4096
@@ -34,7 +34,7 @@ const (
 // told is the state of one pod's reports, known to Report's goroutine alone.
 type told struct {
 	ready bool
-	at    time.Time     // of the last success; zero = never
+	again time.Time     // when the same is said once more; zero = never said
 	retry time.Time     // not before
 	wait  time.Duration // the next pause after a failure
 }
@@ -43,7 +43,14 @@ type told struct {
 // until ctx ends. Pods work locally meanwhile: nothing waits for it.
 func (p *Pods) Report(ctx context.Context, report ReportFunc) {
 	state := map[string]*told{}
+	asked := p.again.Load()
 	for {
+		if n := p.again.Load(); n != asked {
+			asked = n
+			for _, st := range state {
+				st.again = time.Time{}
+			}
+		}
 		now := p.cfg.Now()
 		next := now.Add(reportAgain)
 		work := p.reports()
@@ -86,10 +93,10 @@ func (st *told) due(r EndpointReport, now time.Time) time.Time {
 	switch {
 	case st.retry.After(now):
 		return st.retry
-	case r.Remove || st.at.IsZero() || st.ready != r.Ready:
+	case r.Remove || st.ready != r.Ready:
 		return now
 	}
-	return st.at.Add(reportAgain)
+	return st.again
 }
 
 // reportOne makes one attempt and says when the next is due.
@@ -104,9 +111,10 @@ func (p *Pods) reportOne(ctx context.Context, report ReportFunc, r EndpointRepor
 		st.wait = min(st.wait*2, reportRetryMost)
 		return st.retry
 	}
-	st.ready, st.at, st.retry, st.wait = r.Ready, now, time.Time{}, reportRetryFirst
+	st.ready, st.retry, st.wait = r.Ready, time.Time{}, reportRetryFirst
+	st.again = now.Add(reportAgain*4/5 + rand.N(reportAgain*2/5))
 	p.reported(r, id)
-	return now.Add(reportAgain)
+	return st.again
 }
 
 // reports is what the cluster should know, removals first: an address may have
@@ -148,6 +156,16 @@ func (p *Pods) reported(r EndpointReport, id clustermesh.Identity) {
 	}
 	if p.cfg.Changed != nil {
 		p.cfg.Changed(p.local())
+	}
+}
+
+// ReportAgain has Report tell the cluster of all pods once more, soon: it may
+// have lost what it was told.
+func (p *Pods) ReportAgain() {
+	p.again.Add(1)
+	select {
+	case p.wake <- struct{}{}:
+	default:
 	}
 }
 

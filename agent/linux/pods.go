@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -56,6 +57,7 @@ type Pods struct {
 	unready  map[string]bool   // UID → its readiness probe fails
 	probed   map[string]bool   // UID → it has a readiness probe
 	wake     chan struct{}     // tells Report that something changed
+	again    atomic.Uint32     // counts calls of ReportAgain
 }
 
 // OpenPods reads the state file and looks which pods are connected still. It

@@ -40,7 +40,11 @@ type Config struct {
 	// Changed is called with the facts after each change of them, from Run's
 	// goroutine. nil = nobody asks.
 	Changed func(Facts)
-	Log     *slog.Logger // nil = discard
+	// Back is called when a mesh API server answers again after the connection
+	// was lost: what it was told before may be lost with its store. It must not
+	// block. nil = nobody asks.
+	Back func()
+	Log  *slog.Logger // nil = discard
 }
 
 // Self is what the node says of itself.
@@ -72,6 +76,7 @@ type Client struct {
 	conn    *grpc.ClientConn
 	at      int   // which of the mesh addresses conn leads to
 	problem error // of the last attempt; nil = it succeeded
+	lost    bool  // a connection broke, and none has stood since
 }
 
 // Open reads what the disk holds. It needs no server. Facts that cannot be read
@@ -235,21 +240,35 @@ func (c *Client) dial() (*grpc.ClientConn, string, error) {
 // watch registers again when a lost connection comes back: the server may have
 // been replaced by one with another store. It ends with the connection.
 func (c *Client) watch(conn *grpc.ClientConn) {
-	lost := false
+	stood := false
 	for state := conn.GetState(); state != connectivity.Shutdown; state = conn.GetState() {
 		switch state {
 		case connectivity.Ready:
-			if lost {
+			stood = true
+			if c.setLost(false) {
 				c.Nudge()
+				if c.cfg.Back != nil {
+					c.cfg.Back()
+				}
 			}
-			lost = false
-		case connectivity.TransientFailure:
-			lost = true
 		case connectivity.Idle:
+			if stood {
+				c.setLost(true)
+			}
 			conn.Connect()
+		case connectivity.TransientFailure:
+			c.setLost(true)
 		}
 		conn.WaitForStateChange(context.Background(), state)
 	}
+}
+
+// setLost notes whether the server is out of reach; it returns what was so before.
+func (c *Client) setLost(is bool) (was bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was, c.lost = c.lost, is
+	return was
 }
 
 // next gives conn up and turns to the next address.
@@ -257,7 +276,7 @@ func (c *Client) next(conn *grpc.ClientConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn == conn {
-		c.conn = nil
+		c.conn, c.lost = nil, true
 		c.at++
 		conn.Close()
 	}

@@ -373,6 +373,90 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// A server that went away and came back may have lost what it was told: the node
+// says it again by itself, and its pods are told to.
+func TestRegistersAgainWhenTheServerIsBack(t *testing.T) {
+	s := newServer(t, "here")
+	back := make(chan struct{}, 8)
+	text := s.token(t, "node-1")
+	c, err := Open(Config{StateDir: t.TempDir(), Node: "node-1", Token: func() (string, error) { return text, nil }, Back: func() { back <- struct{}{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- c.Run(ctx) }()
+	c.Nudge()
+	wait(t, "registered by certificate", func() error {
+		c.Nudge()
+		if len(s.calls()) < 2 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	s.grpc.Stop()
+	s.start(s.address)
+	before := len(s.calls())
+	select {
+	case <-back:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody was told that the server is back")
+	}
+	wait(t, "registered again", func() error {
+		if len(s.calls()) <= before {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// Calls that are under way when the certificate is renewed are not lost.
+func TestCallsDuringRenewal(t *testing.T) {
+	ctx := context.Background()
+	s := newServer(t, "here")
+	c := open(t, t.TempDir(), s.token(t, "node-1"))
+	if err := c.Register(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stop, failed := make(chan struct{}), make(chan error, 1)
+	var calls sync.WaitGroup
+	for i := range 4 {
+		calls.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := c.RegisterEndpoint(ctx, Endpoint{Namespace: "shop", Name: fmt.Sprint(i), Owner: fmt.Sprint(n), Ready: true}); err != nil {
+					select {
+					case failed <- err:
+					default:
+					}
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		if err := c.Leaf().Renew(ctx, c.sign); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	calls.Wait()
+	select {
+	case err := <-failed:
+		t.Errorf("a call was lost: %v", err)
+	default:
+	}
+}
+
 func wait(t *testing.T, what string, ok func() error) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {

@@ -45,7 +45,10 @@ func registerShop(t *testing.T, p *publishing) {
 		t.Fatal(err)
 	}
 	befriend(t, p.store, "gcp", 2)
-	eventually(t, "all is published", func() bool { return strings.Contains(dumpStore(p.store, ""), "10.1.1.5") })
+	eventually(t, "all is published", func() bool {
+		text := dumpStore(p.store, "")
+		return strings.Contains(text, "10.1.1.5") && dumpStore(p.cache, "") == text
+	})
 }
 
 func befriend(t *testing.T, store kvstore.Store, name string, id clustermesh.ID) {

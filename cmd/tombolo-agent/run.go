@@ -94,7 +94,7 @@ func (n *node) open() error {
 	if err != nil {
 		return err
 	}
-	n.client, err = register.Open(register.Config{StateDir: n.o.stateDir, Node: n.o.node, Token: n.token(), Changed: n.changed, Log: n.log})
+	n.client, err = register.Open(register.Config{StateDir: n.o.stateDir, Node: n.o.node, Token: n.token(), Changed: n.changed, Back: n.pods.ReportAgain, Log: n.log})
 	if err != nil {
 		return err
 	}
@@ -254,6 +254,7 @@ func (n *node) ownNode(rec clustermesh.Node) {
 	n.mu.Unlock()
 	if rec.WireGuardKey != n.device.PublicKey() || rec.Number != f.Number {
 		n.client.Nudge()
+		n.pods.ReportAgain()
 	}
 }
 
