@@ -44,7 +44,7 @@ func connects(ctx context.Context, b *bench) error {
 	}()
 	backend := ln.Addr().(*net.TCPAddr).AddrPort()
 	frontend := netip.MustParseAddrPort("172.20.255.1:80")
-	t := linux.NewTables(objs.Maps, nil)
+	t := linux.NewTables(objs.Maps, &linux.Device{})
 	if err := putServices(t, 10_000, 4, 1); err != nil {
 		return err
 	}

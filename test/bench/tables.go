@@ -60,7 +60,7 @@ func tables(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		t := linux.NewTables(objs.Maps, nil)
+		t := linux.NewTables(objs.Maps, &linux.Device{})
 		begin := time.Now()
 		err = putServices(t, services, backends, 1)
 		writes = append(writes, services/time.Since(begin).Seconds())
