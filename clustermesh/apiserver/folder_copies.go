@@ -7,21 +7,30 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // fileCopies keeps the last good content of each manifest, written aside by a
 // goroutine of its own: nothing waits for it. A crash leaves the copy before.
+//
+// The goroutine takes its time: a file that is replaced makes the disk write at
+// once, and a copy of each change at that moment would stand in the way of the
+// very commit that publishes the change.
 type fileCopies struct {
 	dir     string // empty: nothing is kept
 	log     *slog.Logger
 	mu      sync.Mutex
 	pending map[string][]byte // by path; nil: remove
 	wake    chan struct{}
+	stop    chan struct{}
 	done    chan struct{}
 }
 
+// manifestCopyDelay is how long changes are gathered before they are copied.
+const manifestCopyDelay = time.Second
+
 func newFileCopies(dir string, log *slog.Logger) *fileCopies {
-	c := &fileCopies{dir: dir, log: log, pending: make(map[string][]byte), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	c := &fileCopies{dir: dir, log: log, pending: make(map[string][]byte), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	if dir == "" {
 		close(c.done)
 		return c
@@ -69,17 +78,26 @@ func (c *fileCopies) put(manifest string, text []byte) {
 // close writes what is pending and ends the goroutine.
 func (c *fileCopies) close() {
 	if c.dir != "" {
-		close(c.wake)
+		close(c.stop)
 	}
 	<-c.done
 }
 
 func (c *fileCopies) run() {
 	defer close(c.done)
-	for range c.wake {
+	for {
+		select {
+		case <-c.wake:
+		case <-c.stop:
+			c.flush()
+			return
+		}
+		select {
+		case <-time.After(manifestCopyDelay):
+		case <-c.stop: // what is pending is written all the same
+		}
 		c.flush()
 	}
-	c.flush()
 }
 
 func (c *fileCopies) flush() {
