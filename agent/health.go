@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"container/heap"
 	"net/netip"
 	"slices"
 	"time"
@@ -66,14 +67,35 @@ type health struct {
 	targets HealthTargets
 	nodes   map[NodeKey]*nodeHealth
 	shut    map[ClusterKey]time.Time // clusters down, since when
+	every   time.Duration            // between two probes of one node
+	queue   probeQueue               // one entry for each target, by when it is due
+}
+
+// probeQueue is a heap.
+type probeQueue []probeAt
+
+type probeAt struct {
+	at   time.Time
+	node NodeKey
+}
+
+func (q probeQueue) Len() int           { return len(q) }
+func (q probeQueue) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
+func (q probeQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *probeQueue) Push(x any)        { *q = append(*q, x.(probeAt)) }
+func (q *probeQueue) Pop() any {
+	old := *q
+	last := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return last
 }
 
 type nodeHealth struct {
 	evidence Evidence
 	down     bool // the verdict
 	since    time.Time
-	next     time.Time // when the next probe is due
-	busy     bool      // a probe is under way
+	queued   bool // in the queue
+	busy     bool // a probe is under way
 }
 
 func newHealth(cfg HealthConfig) *health {
@@ -94,12 +116,16 @@ func (h *health) restore(nodes map[NodeKey]HealthRow, clusters map[ClusterKey]He
 // setTargets says whom to probe. Nodes that are gone lose their verdict, unless
 // their cluster is not known for sure: silence is not deletion.
 func (h *health) setTargets(t HealthTargets, now time.Time) {
-	h.targets = t
+	h.targets, h.every = t, h.interval(t)
 	for k := range t.Nodes {
-		if n := h.nodes[k]; n == nil {
-			h.nodes[k] = &nodeHealth{next: now.Add(h.phase(k))}
-		} else if n.next.IsZero() {
-			n.next = now
+		n := h.nodes[k]
+		if n == nil {
+			n = &nodeHealth{}
+			h.nodes[k] = n
+		}
+		if !n.queued {
+			n.queued = true
+			heap.Push(&h.queue, probeAt{now.Add(h.phase(k)), k})
 		}
 	}
 	for k := range h.nodes {
@@ -117,14 +143,14 @@ func (h *health) setTargets(t HealthTargets, now time.Time) {
 // phase spreads the first probes over an interval, the same way every time.
 func (h *health) phase(k NodeKey) time.Duration {
 	hash := (uint64(k.Cluster)<<16 | uint64(k.Node)) * 0x9e3779b97f4a7c15
-	return time.Duration(hash>>32) * h.interval() >> 32
+	return time.Duration(float64(hash>>11) / (1 << 53) * float64(h.every))
 }
 
 // interval is the time between two probes of one node: longer than configured
 // when there are so many nodes that the total would exceed MaxProbes.
-func (h *health) interval() time.Duration {
+func (h *health) interval(t HealthTargets) time.Duration {
 	addrs := 0
-	for _, a := range h.targets.Nodes {
+	for _, a := range t.Nodes {
 		addrs += len(a)
 	}
 	return max(h.cfg.Interval, time.Duration(addrs)*time.Second/time.Duration(h.cfg.MaxProbes))
@@ -135,24 +161,29 @@ func (h *health) due(now time.Time) (probe []NodeKey, next time.Time) {
 	if len(h.targets.From) == 0 {
 		return nil, time.Time{} // this node is not registered: nobody could answer it
 	}
-	interval := h.interval()
-	for k := range h.targets.Nodes {
-		n := h.nodes[k]
-		if n.busy {
-			continue
-		}
-		if !n.next.After(now) {
-			n.busy = true
-			n.next = n.next.Add(interval)
-			if n.next.Before(now) {
-				n.next = now.Add(interval)
+	for len(h.queue) > 0 && !h.queue[0].at.After(now) {
+		e := heap.Pop(&h.queue).(probeAt)
+		n := h.nodes[e.node]
+		if _, target := h.targets.Nodes[e.node]; !target || n == nil {
+			if n != nil {
+				n.queued = false
 			}
-			probe = append(probe, k)
 			continue
 		}
-		if next.IsZero() || n.next.Before(next) {
-			next = n.next
+		if n.busy {
+			n.queued = false // result queues it again
+			continue
 		}
+		n.busy = true
+		probe = append(probe, e.node)
+		at := e.at.Add(h.every)
+		if at.Before(now) {
+			at = now.Add(h.every)
+		}
+		heap.Push(&h.queue, probeAt{at, e.node})
+	}
+	if len(h.queue) > 0 {
+		next = h.queue[0].at
 	}
 	slices.SortFunc(probe, compareNodes)
 	return probe, next
@@ -165,6 +196,10 @@ func (h *health) result(k NodeKey, ok bool, now time.Time) bool {
 		return false
 	}
 	n.busy = false
+	if _, target := h.targets.Nodes[k]; target && !n.queued {
+		n.queued = true
+		heap.Push(&h.queue, probeAt{now, k})
+	}
 	e := &n.evidence
 	e.Probes++
 	if ok {

@@ -271,7 +271,7 @@ type healthReport struct {
 func (l *healthLoop) report() healthReport {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := healthReport{Probes: l.probes, Misses: l.misses, Interval: l.machine.interval(),
+	r := healthReport{Probes: l.probes, Misses: l.misses, Interval: l.machine.every,
 		Targets: len(l.machine.targets.Nodes), Evidence: map[NodeKey]Evidence{}}
 	r.Nodes, r.Clusters = l.machine.rows()
 	for k, n := range l.machine.nodes {
