@@ -23,7 +23,7 @@ func (c *cli) demoCommand() *cobra.Command {
 them apart: backends removed, a cloud without power, partitions, dead control
 planes, restarted agents, a killed tunnel. It ends with a table of claims; the exit
 status is 0 only if all of them held. Nothing is left behind, also after Ctrl-C or
-a crash. Needs root.`,
+a crash. Needs root, and Linux 6.6 or later.`,
 		Example: `  sudo tombolo demo
   sudo tombolo demo --clusters 3 --nodes 3
   sudo tombolo demo --keep            # leaves it up and says how to look around
@@ -58,9 +58,9 @@ a crash. Needs root.`,
 	flags := cmd.Flags()
 	flags.IntVar(&o.Clusters, "clusters", 2, "how many clusters")
 	flags.IntVar(&o.Nodes, "nodes", 2, "how many nodes in each")
-	flags.BoolVar(&o.Keep, "keep", false, "leave everything up at the end and say how to look around")
+	flags.BoolVar(&o.Keep, "keep", false, "leave everything up at the end and say how to look around (not after Ctrl-C)")
 	flags.StringVar(&o.BinDir, "bin", "", "folder of the other programs (default: this program's)")
-	flags.StringVar(&o.Logs, "logs", "", "if a step fails, collect logs, statuses and tables in this folder")
+	flags.StringVar(&o.Logs, "logs", "", "if a step fails or a claim does not hold, collect logs, statuses and tables in this folder")
 	flags.StringVar(&clean, "clean", "", "remove the demo with this ID that was kept")
 	cmd.RegisterFlagCompletionFunc("clean", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return keptDemos(), cobra.ShellCompDirectiveNoFileComp
