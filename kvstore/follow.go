@@ -125,21 +125,31 @@ func (f *follower) failed(ctx context.Context, err error) {
 	f.connected(false)
 	f.status.LastError = err
 	f.report()
-	wait := f.pause()
+	wait := f.pause(err)
 	f.Log.Info("not connected", "prefix", f.Prefix, "store", f.store, "error", err, "retry", wait)
 	f.store = (f.store + 1) % len(f.Stores)
 	sleep(ctx, wait)
 }
 
 // pause is how long to wait before the next attempt: within a round of all
-// replicas a moment, after it longer each time.
-func (f *follower) pause() time.Duration {
+// replicas a moment, after it longer each time. A store that answers that it is
+// behind, or another one, is in good health, and a restored or replaced one is
+// to be noticed soon after BackupAfter: it is asked again before long.
+func (f *follower) pause(err error) time.Duration {
 	n := len(f.Stores)
 	if f.failures%n != 0 {
 		return backoffWait(1)
 	}
-	return backoffWait(f.failures / n)
+	rounds := f.failures / n
+	if errors.Is(err, ErrFutureRevision) || errors.Is(err, ErrOtherStore) {
+		rounds = min(rounds, answeredRounds)
+	}
+	return backoffWait(rounds)
 }
+
+// answeredRounds bounds the backoff from a store that answers but cannot help
+// yet: waits of 2 s at most.
+const answeredRounds = 4
 
 // judge draws the conclusions from err: whether the watch can be resumed at
 // all, or only a complete list helps.

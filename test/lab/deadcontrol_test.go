@@ -41,6 +41,7 @@ func TestRebootWithoutControlPlane(t *testing.T) {
 	}
 	r.awaitPath(r.client, tcp(checkout4))
 	t.Logf("nodes are up and forward %.1f s after their power was cut, with no control plane", time.Since(begin).Seconds())
+	r.awaitTunnels()
 	if now := fmt.Sprint(r.client.Addresses, r.servers[r.b][0].Addresses); now != addresses {
 		t.Errorf("pods have other addresses: %s, before %s", now, addresses)
 	}
@@ -239,8 +240,7 @@ func TestBlackhole(t *testing.T) {
 	defer c.Process.Kill()
 	first := must(c.Await(r.ctx, "the tunnel is back", begin, Result.OK))(t)
 	t.Logf("%d packets captured; back %.2f s after the tunnel process", packets, first.End.Sub(begin).Seconds())
-	r.awaitPath(r.client, tcp(checkout4))
-	r.awaitUp()
+	r.awaitTunnels()
 	for _, o := range direct {
 		r.allOK(r.ask(r.client, 10, o), "gcp")
 	}
@@ -307,8 +307,7 @@ func TestLeaveAndRemove(t *testing.T) {
 			}
 		}
 		r.affinity(r.a, "remote")
-		r.awaitPath(r.client, tcp(checkout4)) // tunnels greet each other first
-		r.awaitUp()
+		r.awaitTunnels()
 		r.allOK(r.ask(r.client, 30, tcp(checkout4)), "gcp")
 		r.affinity(r.a, "none")
 	}

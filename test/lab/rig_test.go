@@ -135,7 +135,34 @@ func newMesh(t *testing.T, o rigOptions) *rig {
 	if !o.bare {
 		r.addCheckout(o.unjoined)
 	}
+	if !o.unjoined {
+		r.awaitTunnels()
+	}
 	return r
+}
+
+// awaitTunnels waits until every node reaches every node of other clusters
+// through the tunnel, and nobody is judged down. A first handshake that came
+// before the other side knew of the peer is repeated by WireGuard after 5 s.
+func (r *rig) awaitTunnels() {
+	r.t.Helper()
+	for _, c := range r.Clusters() {
+		for _, other := range r.Clusters() {
+			for _, from := range c.Nodes {
+				for _, to := range other.Nodes {
+					if c == other {
+						continue
+					}
+					target := to.PodPrefixes()[0].Addr().Next().String()
+					r.eventually(15*time.Second, fmt.Sprintf("%s/%s reaches %s/%s through the tunnel", c.Name, from.Name, other.Name, to.Name), func() error {
+						_, err := from.host.run(r.ctx, nil, "", "ping", "-n", "-q", "-c", "1", "-W", "1", target)
+						return err
+					})
+				}
+			}
+		}
+	}
+	r.awaitUp()
 }
 
 func (r *rig) addCheckout(alone bool) {

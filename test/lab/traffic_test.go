@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -32,6 +33,11 @@ func TestTraffic(t *testing.T) {
 						r := r.in(t)
 						results := r.asked(start, 30, way.o)
 						want := map[string]string{"remote": "gcp", "local": "aws"}[affinity]
+						if lost := Failed(results); way.o.Network == "udp" && lost == 1 {
+							// UDP promises nothing, and queues overflow on a busy machine.
+							t.Logf("one datagram or its answer was lost: %s", firstError(results))
+							results = slices.DeleteFunc(results, func(res Result) bool { return !res.OK() })
+						}
 						r.allOK(results, want)
 						who := map[string]int{}
 						for _, res := range results {
