@@ -194,9 +194,19 @@ func (f *Folder) event(e fsnotify.Event, dirty map[string]bool) {
 		}
 	}
 	// A folder, or a link under a dot name: whatever lies below may have changed.
-	if e.Op&^fsnotify.Chmod != 0 {
+	if e.Op&^fsnotify.Chmod != 0 && !f.aside(e.Name) {
 		maps.Copy(dirty, f.scan(false))
 	}
+}
+
+// aside: a file that is no manifest and stands for nothing else. Most are the
+// temporary names under which files are written before they are renamed.
+func (f *Folder) aside(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil { // a folder or link that is gone was watched, or was a dot name
+		return !f.watched[path] && !strings.HasPrefix(filepath.Base(path), ".")
+	}
+	return info.Mode().IsRegular()
 }
 
 // isManifest judges by the name alone.

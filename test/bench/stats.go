@@ -20,6 +20,22 @@ func quantile[T float64 | time.Duration](sample []T, q float64) T {
 
 func median[T float64 | time.Duration](sample []T) T { return quantile(sample, 0.5) }
 
+// ratios compares two series run by run: each pair was measured close together,
+// so what the machine did meanwhile touches both.
+func ratios(a, b []float64) []float64 {
+	out := make([]float64, len(a))
+	for i := range a {
+		out[i] = a[i] / b[i]
+	}
+	return out
+}
+
+// incumbent names figures that come with the goals: of the incumbent's own
+// machinery, which does less than is measured here.
+func incumbent(what string) string {
+	return "incumbent, measured on a machine like this without TLS, " + what
+}
+
 // spread is "median [least..most]" of some runs.
 func spread(runs []float64, unit string) string {
 	return fmt.Sprintf("%s [%s..%s] %s", short(median(runs)), short(slices.Min(runs)), short(slices.Max(runs)), unit)
