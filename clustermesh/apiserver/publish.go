@@ -35,6 +35,7 @@ type core struct {
 	retry        *time.Timer
 	unused       map[string]time.Time // label texts and nodes → since when nobody uses their number
 	guardAt      time.Time            // last complete list handed to the publisher
+	moves        *moves
 
 	own       atomic.Pointer[clustermesh.Cluster] // as it should be announced; incarnation and bundle left out
 	publisher atomic.Pointer[kvstore.Publisher]   // pub, for status
@@ -59,6 +60,7 @@ func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *P
 		work:        make(chan func(), 1024),
 		stopped:     make(chan struct{}),
 		unused:      make(map[string]time.Time),
+		moves:       newMoves(),
 	}
 	c.d = newDeriver(deriveConfig{
 		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes,
@@ -145,6 +147,7 @@ func (c *core) run(ctx context.Context) {
 	defer close(c.stopped)
 	c.retry = time.NewTimer(time.Hour)
 	defer c.retry.Stop()
+	defer c.moves.timer.Stop()
 	collect := time.NewTicker(min(collectEvery, max(c.cfg.Guard/2, 10*time.Millisecond)))
 	defer collect.Stop()
 	for {
@@ -155,6 +158,8 @@ func (c *core) run(ctx context.Context) {
 			f()
 			c.takePending()
 		case <-c.retry.C:
+		case <-c.moves.timer.C:
+			c.finishMoves()
 		case <-collect.C:
 			c.collect(ctx)
 			c.reconfirm()
@@ -191,6 +196,7 @@ func (c *core) deliver(o Objects) {
 func (c *core) lead(pub *kvstore.Publisher) {
 	c.do(func() {
 		c.pub, c.listed, c.relist = pub, false, true
+		clear(c.moves.due) // a new term sweeps what is not wanted
 		c.publisher.Store(pub)
 	})
 }
@@ -221,11 +227,15 @@ func (c *core) settle(ctx context.Context) {
 }
 
 func (c *core) emit(key string, value []byte) {
-	if value == nil {
+	switch {
+	case value != nil:
+		delete(c.moves.due, key)
+		c.pub.Set(key, value)
+	case c.moved(key):
+		c.moves.leave(key)
+	default:
 		c.pub.Delete(key)
-		return
 	}
-	c.pub.Set(key, value)
 }
 
 // publishAll hands the publisher a complete list. What it lacks is not deleted
@@ -239,7 +249,9 @@ func (c *core) publishAll() {
 	c.pub.Relist()
 	c.d.flush(func(key string, value []byte) {
 		if value != nil {
+			delete(c.moves.due, key)
 			c.pub.Set(key, value)
+			c.keepTwin(key)
 		}
 	})
 	c.announce()
