@@ -40,7 +40,8 @@ func benchView(b testing.TB, c, n int) *clustermesh.View {
 	addr := func(i int) netip.Addr {
 		return netip.AddrFrom4([4]byte{byte(10 + c), byte(i >> 16), byte(i >> 8), byte(i)})
 	}
-	for i := range 1000 {
+	nodes := min(1000, 10*n)
+	for i := range nodes {
 		put(&clustermesh.Node{Name: fmt.Sprintf("n%d", i), Number: uint16(i + 1), WireGuardKey: [32]byte{byte(c), byte(i), byte(i >> 8), 1},
 			PodPrefixes: []netip.Prefix{netip.PrefixFrom(addr(i<<8), 24)}, WireGuardEndpoint: "192.0.2.1:51820"})
 	}
@@ -55,7 +56,7 @@ func benchView(b testing.TB, c, n int) *clustermesh.View {
 		put(slice)
 	}
 	for i := range 10 * n {
-		put(&clustermesh.Address{Name: clustermesh.AddressName{Node: fmt.Sprintf("n%d", i%1000), Prefix: netip.PrefixFrom(addr(i), 32)}, Identity: clustermesh.MakeIdentity(clustermesh.ID(c), uint32(i))})
+		put(&clustermesh.Address{Name: clustermesh.AddressName{Node: fmt.Sprintf("n%d", i%nodes), Prefix: netip.PrefixFrom(addr(i), 32)}, Identity: clustermesh.MakeIdentity(clustermesh.ID(c), uint32(i))})
 	}
 	return v
 }
