@@ -159,6 +159,11 @@ func (d *demo) powerBack(ctx context.Context) error {
 		return err
 	}
 	all := d.client.Since(begin)
+	for _, r := range all {
+		if !r.OK() {
+			d.event("%.0f ms after power came back: %s", ms(r.End.Sub(begin)), r.Err)
+		}
+	}
 	d.assert("a cluster that boots rejoins by itself", lab.Failed(all) == 0 && lab.Shares(results)[d.away.Name] == len(results),
 		"traffic is back after %.1f s; %d of %d requests failed", first.End.Sub(begin).Seconds(), lab.Failed(all), len(all))
 	return nil
