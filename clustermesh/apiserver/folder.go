@@ -89,7 +89,8 @@ func (f *Folder) Run(ctx context.Context, deliver func(Objects)) error {
 	if info, err := os.Stat(f.cfg.Dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("manifest folder %s: %w; create it, or give another with --manifests", f.cfg.Dir, errors.Join(err, notFolder(info)))
 	}
-	watch, err := fsnotify.NewWatcher()
+	// With room for what a burst of writes tells, drain takes it in one go.
+	watch, err := fsnotify.NewBufferedWatcher(1024)
 	if err != nil {
 		return fmt.Errorf("watch manifest folder: %w; raise fs.inotify.max_user_instances", err)
 	}
