@@ -25,7 +25,7 @@ func TestBadManifests(t *testing.T) {
 	t.Parallel()
 	r := newMesh(t, rigOptions{})
 	r.affinity(r.a, "local")
-	c := must(r.client.Client("watch", tcp(checkout4)))(t)
+	c := must(r.client.Client("watch", patient(tcp(checkout4))))(t)
 	defer c.Process.Kill()
 	good := checkoutObject(map[string]string{"affinity": "local"})
 	slots, services := r.table(r.a.Nodes[0], "slots"), r.table(r.a.Nodes[0], "services")
@@ -201,7 +201,7 @@ func TestStoreChanges(t *testing.T) {
 	r := newMesh(t, rigOptions{})
 	r.affinity(r.a, "remote")
 	n := r.a.Nodes[0]
-	c := must(r.client.Client("watch", tcp(checkout4)))(t)
+	c := must(r.client.Client("watch", patient(tcp(checkout4))))(t)
 	defer c.Process.Kill()
 	must(c.Await(r.ctx, "an answer", time.Time{}, Result.OK))(t)
 	etcdDir, backup, foreign := r.b.StateDir()+"/etcd", r.b.Dir+"/etcd-backup", r.b.Dir+"/etcd-foreign"

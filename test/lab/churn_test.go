@@ -23,7 +23,7 @@ func TestChurn(t *testing.T) {
 	const seed = 20261123
 	random := rand.New(rand.NewPCG(seed, 1))
 	t.Logf("seed %d", seed)
-	c := must(r.client.Client("watch", tcp(checkout4)))(t)
+	c := must(r.client.Client("watch", patient(tcp(checkout4))))(t)
 	defer c.Process.Kill()
 	begin := time.Now()
 	next, kills, adds, removes := 3, 0, 0, 0

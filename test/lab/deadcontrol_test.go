@@ -61,7 +61,7 @@ func TestRebootWithoutControlPlane(t *testing.T) {
 		}
 	}
 	// The control planes come back: nothing is lost on the way.
-	c := must(r.client.Client("watch", tcp(checkout4)))(t)
+	c := must(r.client.Client("watch", patient(tcp(checkout4))))(t)
 	defer c.Process.Kill()
 	for _, cl := range r.Clusters() {
 		noError(t, cl.StartControlPlane(r.ctx))

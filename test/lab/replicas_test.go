@@ -158,7 +158,7 @@ func TestReplicas(t *testing.T) {
 	r.addServer(r.a, "checkout-1", 0)
 	r.client = must(n.AddPod(r.ctx, PodSpec{Name: "client"}))(t)
 	r.awaitBackends(n, 1)
-	c := must(r.client.Client("watch", tcp(checkout4)))(t)
+	c := must(r.client.Client("watch", patient(tcp(checkout4))))(t)
 	defer c.Process.Kill()
 	must(c.Await(r.ctx, "an answer", time.Time{}, Result.OK))(t)
 

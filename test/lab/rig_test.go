@@ -146,6 +146,8 @@ func newMesh(t *testing.T, o rigOptions) *rig {
 // before the other side knew of the peer is repeated by WireGuard after 5 s.
 func (r *rig) awaitTunnels() {
 	r.t.Helper()
+	begin := time.Now()
+	defer func() { r.t.Logf("tunnels are up after %.2f s more", time.Since(begin).Seconds()) }()
 	for _, c := range r.Clusters() {
 		for _, other := range r.Clusters() {
 			for _, from := range c.Nodes {
@@ -402,6 +404,14 @@ func firstError(results []Result) string {
 }
 
 func tcp(addr string) ClientOptions { return ClientOptions{Target: net.JoinHostPort(addr, "80")} }
+
+// patient gives a lost SYN the time for two retransmissions, so that a busy
+// machine is not taken for a broken mesh.
+func patient(o ClientOptions) ClientOptions {
+	o.Timeout = 4 * time.Second
+	return o
+}
+
 func udp(addr string) ClientOptions {
 	return ClientOptions{Target: net.JoinHostPort(addr, "53"), Network: "udp"}
 }
