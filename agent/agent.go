@@ -68,6 +68,7 @@ type Agent struct {
 	latency       prometheus.Histogram
 	ownNode       *clustermesh.Node
 	started       time.Time
+	settled       time.Time // since when there is nothing left to do; zero while there is
 	turns         uint64
 }
 
@@ -263,6 +264,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 	busy = a.state.t.flush(turnRows) || busy
 	a.measure(busy)
 	now := time.Now()
+	a.noteSettled(busy, now)
 	busy = a.resyncStep(now) || busy
 	if !busy {
 		a.checkReady()
@@ -370,6 +372,31 @@ func (a *Agent) measure(busy bool) {
 		a.latency.Observe(max(now.Sub(o.Time()), 0).Seconds())
 	}
 	a.origins = a.origins[:0]
+}
+
+// noteSettled notes since when all clusters are synced and all rows written.
+func (a *Agent) noteSettled(busy bool, now time.Time) {
+	if !busy && a.allWritten() {
+		if a.settled.IsZero() {
+			a.settled = now
+		}
+		return
+	}
+	a.settled = time.Time{}
+}
+
+func (a *Agent) allWritten() bool {
+	for _, c := range a.state.clusters {
+		if !c.synced() {
+			return false
+		}
+	}
+	for _, d := range a.state.t.all() {
+		if !d.Scanned() || d.Pending() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // checkReady latches: once ready, always ready. What became of a cluster later

@@ -268,12 +268,15 @@ func feed(packed []byte, apply func([]kvstore.Event) error) error {
 		return err
 	}
 	defer unpacker.Close()
-	in := bufio.NewReaderSize(unpacker, 64<<10)
+	in := bufio.NewReaderSize(io.LimitReader(unpacker, maxSnapshotFile), 64<<10)
 	events := make([]kvstore.Event, 0, 1000)
 	for {
 		key, err := readBytes(in, maxSnapshotKey)
 		if errors.Is(err, io.EOF) {
 			return apply(events)
+		}
+		if err == nil && len(key) == 0 {
+			err = errors.New("an entry without a key")
 		}
 		if err != nil {
 			return fmt.Errorf("its records: %w", err)

@@ -24,6 +24,7 @@ type Status struct {
 	ClusterID  clustermesh.ID    `json:"clusterID"`
 	Ready      bool              `json:"ready"`
 	Started    time.Time         `json:"started"`
+	Settled    *time.Time        `json:"settled,omitempty"` // since when every cluster is synced and every table written; absent while they are not
 	Clusters   []ClusterStatus   `json:"clusters"`
 	Tables     []TableStatus     `json:"tables"`
 	Health     HealthStatus      `json:"health"`
@@ -99,6 +100,10 @@ func (a *Agent) status() Status {
 	}
 	if a.cfg.Details != nil {
 		s.Details = a.cfg.Details()
+	}
+	if !a.settled.IsZero() {
+		at := a.settled.UTC()
+		s.Settled = &at
 	}
 	for _, c := range sortedKeys(a.state.clusters) {
 		s.Clusters = append(s.Clusters, a.clusterStatus(c, report))

@@ -35,6 +35,7 @@ type cluster struct {
 // start runs a publisher on the present store, as a mesh API server that starts.
 func (c *cluster) start() {
 	marker := clustermesh.ClusterKey(clustermesh.ScopeExport, c.Name)
+	incarnation := c.r.Uint64() | 1
 	c.pub = kvstore.NewPublisher(kvstore.PublishConfig{
 		Store:    c.s.mesh.Store(c.Name),
 		Prefixes: []string{clustermesh.ScopePrefix(clustermesh.ScopeExport, c.Name), clustermesh.ScopePrefix(clustermesh.ScopeLocal, c.Name)},
@@ -43,7 +44,7 @@ func (c *cluster) start() {
 			if old != nil {
 				return old
 			}
-			return c.encode(c.Facts.Cluster(c.r.Uint64() | 1))
+			return c.encode(c.Facts.Cluster(incarnation))
 		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
