@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -177,7 +178,9 @@ func (ca *CA) addRoots(roots []*x509.Certificate) error {
 		if !r.IsCA {
 			return fmt.Errorf("certificate %s is not a CA", quote(r.Subject.String()))
 		}
-		ca.bundle = append(ca.bundle, r)
+		if !slices.ContainsFunc(ca.bundle, r.Equal) {
+			ca.bundle = append(ca.bundle, r)
+		}
 	}
 	return nil
 }
@@ -207,6 +210,19 @@ func (ca *CA) Bundle() []byte { return encodeCerts(ca.bundle...) }
 
 // Fingerprint is that of the trust anchor which the leaves chain to now.
 func (ca *CA) Fingerprint() string { return Fingerprint(ca.root) }
+
+// RootPEM is the trust anchor that the leaves chain to now.
+func (ca *CA) RootPEM() []byte { return encodeCerts(ca.root) }
+
+// SameSigner reports whether both sign by the same certificate and key.
+func (ca *CA) SameSigner(other *CA) bool {
+	return ca.cert.Equal(other.cert) && ca.root.Equal(other.root)
+}
+
+// Same reports whether both are the same signer, with the same trust anchors.
+func (ca *CA) Same(other *CA) bool {
+	return ca.SameSigner(other) && bytes.Equal(ca.Bundle(), other.Bundle())
+}
 
 // Sign answers a certificate request (DER) with a certificate for name, valid
 // from a little before now for ttl (0 = DefaultTTL), followed by the

@@ -70,7 +70,7 @@ func (a *Admin) Run(ctx context.Context, l net.Listener) error {
 func (a *Admin) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
 	p := a.cfg.Port
 	out := &pb.StatusResponse{
-		Cluster: clusterToPB(p.ownCluster()), Fingerprint: p.cfg.CA.Fingerprint(),
+		Cluster: clusterToPB(p.ownCluster()), Fingerprint: p.ca().Fingerprint(),
 		CertificateExpires: unixNano(p.cfg.Leaf.Expires()), Peers: p.PeerStatus(),
 	}
 	if a.cfg.Status != nil {
@@ -103,7 +103,7 @@ func (p *Port) Invite(ctx context.Context, ttl time.Duration) (certs.Token, erro
 	if err := checkMeshAddresses(own.MeshAddresses); err != nil {
 		return certs.Token{}, Refuse(codes.FailedPrecondition, "token not made", "restart the mesh API server with --advertise HOST:PORT", "%v", err)
 	}
-	return p.tokens.create(ctx, certs.JoinToken, "", ttl, own.MeshAddresses, p.cfg.CA.Fingerprint())
+	return p.tokens.create(ctx, certs.JoinToken, "", ttl, own.MeshAddresses, p.ca().Fingerprint())
 }
 
 // NodeToken makes a one-time token for one node; ttl 0 = ten minutes.
@@ -111,7 +111,7 @@ func (p *Port) NodeToken(ctx context.Context, node string, ttl time.Duration) (c
 	if err := certs.CheckNode(node); err != nil {
 		return certs.Token{}, Refuse(codes.InvalidArgument, "token not made", "give the node's name as Kubernetes has it", "%v", err)
 	}
-	return p.tokens.create(ctx, certs.NodeToken, node, ttl, p.ownCluster().MeshAddresses, p.cfg.CA.Fingerprint())
+	return p.tokens.create(ctx, certs.NodeToken, node, ttl, p.ownCluster().MeshAddresses, p.ca().Fingerprint())
 }
 
 func (a *Admin) NodeToken(ctx context.Context, req *pb.NodeTokenRequest) (*pb.NodeTokenResponse, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
@@ -41,8 +42,12 @@ type Config struct {
 	Socket    string   // Unix socket of the admin calls
 	Metrics   string   // host:port of /metrics; empty = none
 
-	// CACert and CAKey are files of a supplied CA; empty = one is made at first start.
-	CACert, CAKey string
+	// CACert and CAKey are files of a supplied CA; empty = one is made at first
+	// start. CARoots is a file of further trust anchors to announce: roots to come
+	// or to go. The files are read again when they change.
+	CACert, CAKey, CARoots string
+	// Reload has the files read again at once. nil = nobody asks.
+	Reload <-chan os.Signal
 
 	Version string
 	Log     *slog.Logger // nil = discard

@@ -87,11 +87,11 @@ func (j *joining) readToken(text string) error {
 	if t.Kind != certs.JoinToken {
 		return Refuse(codes.InvalidArgument, joinRefused, "ask for a join token: tombolo mesh invite", "this is a %s token, for one node of cluster %s", t.Kind, t.Cluster)
 	}
-	if t.Fingerprint == j.port.cfg.CA.Fingerprint() {
+	if t.Fingerprint == j.port.ca().Fingerprint() {
 		return errItself(j.own.Name)
 	}
 	j.token = t
-	j.out = JoinResult{Cluster: t.Cluster, Fingerprint: t.Fingerprint, OwnFingerprint: j.port.cfg.CA.Fingerprint()}
+	j.out = JoinResult{Cluster: t.Cluster, Fingerprint: t.Fingerprint, OwnFingerprint: j.port.ca().Fingerprint()}
 	return nil
 }
 

@@ -229,7 +229,7 @@ func (p *Port) admitBundle(name string, bundle []byte, present map[string]peerEn
 	if err := certs.NewBundles().Set(name, bundle); err != nil {
 		return err
 	}
-	others := map[string][]byte{p.own: p.cfg.CA.Bundle()}
+	others := map[string][]byte{p.own: p.ca().Bundle()}
 	for other, e := range present {
 		if other != name {
 			others[other] = e.peer.CABundle

@@ -23,9 +23,9 @@ import (
 // PortConfig is what the mesh port needs. Zero values of the last block have
 // defaults.
 type PortConfig struct {
-	Store     kvstore.Store // writes, and reads of peers and tokens
-	Cache     etcd.Source   // what readers are served from: the watch cache
-	CA        *certs.CA
+	Store     kvstore.Store  // writes, and reads of peers and tokens
+	Cache     etcd.Source    // what readers are served from: the watch cache
+	CA        *certs.CA      // to begin with; see ReplaceCA
 	Leaf      *certs.Leaf    // named apiserver; gets its first certificate from New if it has none that holds
 	Bundles   *certs.Bundles // the port keeps the own cluster's and the peers' bundles in it
 	Registrar Registrar
@@ -66,6 +66,7 @@ type Port struct {
 
 	joinMu    sync.Mutex // one join, leave or remove at a time
 	caProblem atomic.Pointer[Problem]
+	caNow     atomic.Pointer[certs.CA]
 }
 
 // NewPort checks cfg and makes a Port. The listener is Run's.
@@ -88,6 +89,7 @@ func NewPort(cfg PortConfig) (*Port, error) {
 	}
 	p := &Port{cfg: cfg, own: cfg.CA.Cluster(), log: cfg.Log}
 	p.contacts.all = make(map[string]*contact)
+	p.caNow.Store(cfg.CA)
 	if want := certs.APIServer(p.own); cfg.Leaf.Name() != want {
 		return nil, fmt.Errorf("mesh port: the leaf is for %s, expected %s", cfg.Leaf.Name(), want)
 	}
@@ -187,18 +189,19 @@ func (p *Port) firstLeaf() error {
 
 // signedByUs: a certificate from before the CA was replaced is of no use.
 func (p *Port) signedByUs() bool {
-	_, err := certs.VerifyWith(p.cfg.CA.Bundle(), p.cfg.Leaf.Certificate().Certificate, p.cfg.Now())
+	_, err := certs.VerifyWith(p.ca().Bundle(), p.cfg.Leaf.Certificate().Certificate, p.cfg.Now())
 	return err == nil
 }
 
 func (p *Port) signOwn(_ context.Context, csr []byte) (chain, bundle []byte, err error) {
-	chain, err = p.cfg.CA.Sign(csr, certs.APIServer(p.own), p.cfg.LeafTTL, p.cfg.Now())
-	return chain, p.cfg.CA.Bundle(), err
+	ca := p.ca()
+	chain, err = ca.Sign(csr, certs.APIServer(p.own), p.cfg.LeafTTL, p.cfg.Now())
+	return chain, ca.Bundle(), err
 }
 
 // ownCluster is the own record as others get it.
 func (p *Port) ownCluster() *clustermesh.Cluster {
 	c := p.cfg.Own()
-	c.Name, c.CABundle = p.own, p.cfg.CA.Bundle()
+	c.Name, c.CABundle = p.own, p.ca().Bundle()
 	return &c
 }

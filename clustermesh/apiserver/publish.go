@@ -368,6 +368,15 @@ func (c *core) announce() bool {
 	return old == nil || !slices.Equal(old.PodPrefixes, r.PodPrefixes)
 }
 
+// announceAnew has the cluster record written again if it says something new.
+func (c *core) announceAnew() {
+	c.do(func() {
+		if c.pub != nil && c.listed {
+			c.pub.Listed()
+		}
+	})
+}
+
 // capabilities are announced in the cluster record: what a reader may rely on.
 var capabilities = []string{"zstd"}
 

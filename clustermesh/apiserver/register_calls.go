@@ -30,11 +30,11 @@ func (p *Port) Renew(ctx context.Context, req *pb.RenewRequest) (*pb.RenewRespon
 	if err != nil {
 		return nil, err
 	}
-	return &pb.RenewResponse{Chain: chain, Bundle: p.cfg.CA.Bundle()}, nil
+	return &pb.RenewResponse{Chain: chain, Bundle: p.ca().Bundle()}, nil
 }
 
 func (p *Port) sign(csr []byte, name certs.Name) ([]byte, error) {
-	chain, err := p.cfg.CA.Sign(csr, name, p.cfg.LeafTTL, p.cfg.Now())
+	chain, err := p.ca().Sign(csr, name, p.cfg.LeafTTL, p.cfg.Now())
 	if err != nil {
 		return nil, Refuse(codes.InvalidArgument, "no certificate for "+name.String(), "correct the request", "%v", err)
 	}
@@ -61,7 +61,7 @@ func (p *Port) RegisterNode(ctx context.Context, req *pb.RegisterNodeRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	answer := &pb.RegisterNodeResponse{Cluster: clusterToPB(p.ownCluster()), Node: nodeToPB(node), Bundle: p.cfg.CA.Bundle()}
+	answer := &pb.RegisterNodeResponse{Cluster: clusterToPB(p.ownCluster()), Node: nodeToPB(node), Bundle: p.ca().Bundle()}
 	if len(req.Csr) > 0 {
 		if answer.Chain, err = p.sign(req.Csr, certs.Node(p.own, r.Node)); err != nil {
 			return nil, err

@@ -43,6 +43,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if err := s.port.refuseOtherCA(ctx); err != nil {
+		return err
+	}
 	return s.run(ctx)
 }
 
@@ -59,7 +62,7 @@ type server struct {
 	gate     *gate
 	problems *Problems
 	registry *registry
-	ca       *certs.CA
+	caFiles  *caFiles
 	bundle   func() []byte // to announce: the CA's
 	port     *Port
 	admin    *Admin
@@ -111,27 +114,25 @@ func newPublishing(cfg Config, state *stateDir, handle StoreHandle) *server {
 
 // openPort opens the CA and the leaf and makes the mesh port.
 func (s *server) openPort() error {
-	now := time.Now()
-	var err error
-	if s.cfg.CACert != "" || s.cfg.CAKey != "" {
-		s.ca, err = certs.LoadCA(s.cfg.Cluster, now, s.cfg.CACert, s.cfg.CAKey)
-	} else {
-		s.ca, err = certs.OpenCA(filepath.Join(s.cfg.StateDir, "ca"), s.cfg.Cluster, now)
-	}
+	files := newCAFiles(s.cfg)
+	ca, err := files.load(time.Now())
 	if err != nil {
 		return err
 	}
-	s.bundle = s.ca.Bundle
+	s.caFiles = files
 	leaf, err := certs.NewLeaf(filepath.Join(s.cfg.StateDir, "leaf"), certs.APIServer(s.cfg.Cluster), s.log)
 	if err != nil {
 		return err
 	}
 	s.port, err = NewPort(PortConfig{
-		Store: s.handle.Store, Cache: s.cache, Watched: s.cache, CA: s.ca, Leaf: leaf, Bundles: certs.NewBundles(),
+		Store: s.handle.Store, Cache: s.cache, Watched: s.cache, CA: ca, Leaf: leaf, Bundles: certs.NewBundles(),
 		Registrar: s.registry,
 		Own:       func() clustermesh.Cluster { return *s.core.own.Load() },
 		Log:       s.log,
 	})
+	if err == nil {
+		s.bundle = func() []byte { return s.port.ca().Bundle() }
+	}
 	return err
 }
 
@@ -167,11 +168,12 @@ func (s *server) run(ctx context.Context) error {
 	}
 	s.startPublishing(start)
 	start("mesh port", func(ctx context.Context) error { return s.port.Run(ctx, mesh) })
+	start("CA files", func(ctx context.Context) error { s.followCAFiles(ctx); return nil })
 	start("admin socket", func(ctx context.Context) error { return s.admin.Run(ctx, socket) })
 	if metrics != nil {
 		start("metrics", func(ctx context.Context) error { return serveMetrics(ctx, metrics, s) })
 	}
-	s.log.Info("mesh API server is up", "cluster", s.cfg.Cluster, "id", uint16(s.cfg.ID), "listen", mesh.Addr().String(), "store", s.handle.Text, "fingerprint", s.ca.Fingerprint())
+	s.log.Info("mesh API server is up", "cluster", s.cfg.Cluster, "id", uint16(s.cfg.ID), "listen", mesh.Addr().String(), "store", s.handle.Text, "fingerprint", s.port.ca().Fingerprint())
 	if s.cfg.Ready != nil {
 		s.cfg.Ready()
 	}

@@ -7,8 +7,11 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -30,6 +33,7 @@ type options struct {
 	etcd        apiserver.EtcdConfig
 	caCert      string
 	caKey       string
+	caRoots     string
 	podPrefixes []string
 	metrics     string
 	logLevel    string
@@ -92,6 +96,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.etcd.Key, "etcd-key", "", "file with the client key for it, PEM")
 	f.StringVar(&o.caCert, "ca-cert", "", "file with the cluster's CA certificate and what is above it, PEM (default: one is made at first start)")
 	f.StringVar(&o.caKey, "ca-key", "", "file with the key of the cluster's CA, PEM")
+	f.StringVar(&o.caRoots, "ca-roots", "", "file with further roots to announce to nodes and peers, PEM: those to come and those to go when a CA is rolled over (the CA files are read again when they change, and on SIGHUP)")
 	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics (default: none)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -102,7 +107,7 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 	cfg := apiserver.Config{
 		Cluster: o.cluster, ID: clustermesh.ID(o.id), StateDir: o.stateDir,
 		Listen: o.listen, Advertise: o.advertise, Socket: o.socket, Metrics: o.metrics,
-		CACert: o.caCert, CAKey: o.caKey, Version: version(), Log: log,
+		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, Version: version(), Log: log,
 	}
 	if o.manifests == "" {
 		return cfg, errors.New("--manifests is empty; give the folder that holds the cluster's Kubernetes manifests")
@@ -157,6 +162,10 @@ func openExternal(ctx context.Context, cfg etcd.Config) (apiserver.StoreHandle, 
 }
 
 func serve(ctx context.Context, cfg apiserver.Config) error {
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
+	cfg.Reload = reload
 	err := apiserver.Run(ctx, cfg)
 	if err != nil {
 		cfg.Log.Error("mesh API server ended", "err", err)
