@@ -140,11 +140,10 @@ func (f *follower) pause(err error) time.Duration {
 	if f.failures%n != 0 {
 		return backoffWait(1)
 	}
-	rounds := f.failures / n
 	if errors.Is(err, ErrFutureRevision) || errors.Is(err, ErrOtherStore) {
-		rounds = min(rounds, answeredRounds)
+		f.failures = min(f.failures, answeredRounds*n)
 	}
-	return backoffWait(rounds)
+	return backoffWait(f.failures / n)
 }
 
 // answeredRounds bounds the backoff from a store that answers but cannot help
