@@ -264,7 +264,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 	busy = a.state.t.flush(turnRows) || busy
 	a.measure(busy)
 	now := time.Now()
-	a.noteSettled(busy, now)
+	a.noteSettled(now)
 	busy = a.resyncStep(now) || busy
 	if !busy {
 		a.checkReady()
@@ -375,8 +375,8 @@ func (a *Agent) measure(busy bool) {
 }
 
 // noteSettled notes since when all clusters are synced and all rows written.
-func (a *Agent) noteSettled(busy bool, now time.Time) {
-	if !busy && a.allWritten() {
+func (a *Agent) noteSettled(now time.Time) {
+	if len(a.state.dirty) == 0 && a.allWritten() {
 		if a.settled.IsZero() {
 			a.settled = now
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,16 @@ var ErrNoTunnel = errors.New("no tunnel device")
 // under another address is found by its own packets, and NAT stays open.
 const keepalive = 15 * time.Second
 
+// Making a peer speak costs a handshake, some hundred microseconds in user space.
+// Of many new peers they would all come at once, ours and theirs, and everything
+// else that is to enter the kernel would wait: so the keepalive of more than
+// speakAtOnce follows a little later, so many at a time. Packets to such a peer
+// make the handshake when they come.
+const (
+	speakAtOnce = 64
+	speakPause  = 100 * time.Millisecond
+)
+
 // fresh is how long after a handshake an endpoint that differs from what we
 // configured counts as roaming (WireGuard renews sessions every 120 s).
 const fresh = 3 * time.Minute
@@ -40,10 +51,14 @@ type peers struct {
 	// mistaken for drift and pushed back to an address it has left.
 	put map[agent.PeerKey]agent.PeerRow
 	now func() time.Time
+
+	mu       sync.Mutex
+	silent   map[agent.PeerKey]struct{} // peers without a keepalive
+	speaking bool                       // a goroutine gives them one
 }
 
 func newPeers(wg *wgctrl.Client, device string) *peers {
-	return &peers{wg: wg, device: device, put: map[agent.PeerKey]agent.PeerRow{}, now: time.Now}
+	return &peers{wg: wg, device: device, put: map[agent.PeerKey]agent.PeerRow{}, now: time.Now, silent: map[agent.PeerKey]struct{}{}}
 }
 
 func (t *peers) Dump() iter.Seq2[agent.PeerKey, agent.PeerRow] {
@@ -68,8 +83,12 @@ func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, error) {
 		return nil, absent(t.device, err)
 	}
 	rows := make(map[agent.PeerKey]agent.PeerRow, len(dev.Peers))
+	var silent []agent.PeerKey
 	for i := range dev.Peers {
 		p := &dev.Peers[i]
+		if p.PersistentKeepaliveInterval == 0 {
+			silent = append(silent, agent.PeerKey(p.PublicKey))
+		}
 		row := agent.PeerRow{Allowed: allowedText(p.AllowedIPs)}
 		if p.Endpoint != nil {
 			ap := p.Endpoint.AddrPort()
@@ -80,6 +99,7 @@ func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, error) {
 		}
 		rows[agent.PeerKey(p.PublicKey)] = row
 	}
+	t.speak(silent)
 	return rows, nil
 }
 
@@ -104,6 +124,14 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 		cfg.Peers = append(cfg.Peers, p)
 	}
 	if len(cfg.Peers) > 0 {
+		var silent []agent.PeerKey
+		if len(cfg.Peers) > speakAtOnce {
+			for i := range cfg.Peers {
+				cfg.Peers[i].PersistentKeepaliveInterval = nil
+				silent = append(silent, agent.PeerKey(cfg.Peers[i].PublicKey))
+			}
+			defer t.speak(silent)
+		}
 		if err := t.wg.ConfigureDevice(t.device, cfg); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("put %d peers: %w", len(cfg.Peers), absent(t.device, err)))...)
 		}
@@ -133,6 +161,47 @@ func (t *peers) Delete(keys []agent.PeerKey) error {
 		return fmt.Errorf("delete %d peers: %w", len(cfg.Peers), absent(t.device, err))
 	}
 	return nil
+}
+
+// speak gives peers their keepalive, by and by. Those that are gone by then are
+// left alone; those that an agent before us left silent are found by read.
+func (t *peers) speak(keys []agent.PeerKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range keys {
+		t.silent[k] = struct{}{}
+	}
+	if t.speaking || len(t.silent) == 0 {
+		return
+	}
+	t.speaking = true
+	go func() {
+		for {
+			time.Sleep(speakPause)
+			cfg := t.nextToSpeak()
+			if len(cfg.Peers) == 0 {
+				return
+			}
+			// An error is the device's absence, or a peer's: what is silent still
+			// is found at the next reading.
+			_ = t.wg.ConfigureDevice(t.device, cfg)
+		}
+	}()
+}
+
+func (t *peers) nextToSpeak() (cfg wgtypes.Config) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	interval := keepalive
+	for k := range t.silent {
+		if len(cfg.Peers) == speakAtOnce {
+			break
+		}
+		delete(t.silent, k)
+		cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(k), UpdateOnly: true, PersistentKeepaliveInterval: &interval})
+	}
+	t.speaking = len(cfg.Peers) > 0
+	return cfg
 }
 
 func peerConfig(key agent.PeerKey, row agent.PeerRow) (wgtypes.PeerConfig, error) {

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
@@ -23,10 +23,11 @@ import (
 func now() time.Time { return time.Now() }
 
 // usage is what one fresh reader took.
-type usage struct{ seconds, wire, cpu, peak, settled []float64 }
+type usage struct{ seconds, work, wire, cpu, peak, settled []float64 }
 
-func (u *usage) add(took time.Duration, wire int64, p procStat) {
+func (u *usage) add(took, work time.Duration, wire int64, p procStat) {
 	u.seconds = append(u.seconds, took.Seconds())
+	u.work = append(u.work, work.Seconds())
 	u.wire = append(u.wire, mib(float64(wire)))
 	u.cpu = append(u.cpu, p.cpu.Seconds())
 	u.peak = append(u.peak, mib(float64(p.peak)))
@@ -34,13 +35,16 @@ func (u *usage) add(took time.Duration, wire int64, p procStat) {
 }
 
 func (u *usage) row(name string) []string {
-	return []string{name, spread(u.seconds, "s"), spread(u.wire, "MiB"), spread(u.cpu, "s"), spread(u.peak, "MiB"), spread(u.settled, "MiB")}
+	return []string{name, spread(u.work, "s"), spread(u.seconds, "s"), spread(u.wire, "MiB"), spread(u.cpu, "s"), spread(u.peak, "MiB"), spread(u.settled, "MiB")}
 }
 
-// syncUp starts a fresh agent (no snapshot, empty maps) beside one peer and
-// beside five, each with 81,000 keys behind the mesh port's own code and mutual
-// TLS, until everything is in its kernel's maps. Beside it, the same keys read
-// from a bare etcd by its own client, which decodes and keeps nothing.
+// syncUp starts a fresh agent (no snapshot, empty maps, no peers in the tunnel
+// device) beside one peer and beside five, each with 81,000 keys behind the mesh
+// port's own code and mutual TLS, until everything is in its kernel: the BPF
+// maps, and before them the routes to and WireGuard peers of all nodes. The own
+// cluster has the same 5,000 services, so that the peers' backends get slots.
+// Beside it, the same keys read from a bare etcd by the same client, which
+// decodes and keeps nothing; runs alternate.
 func syncUp(ctx context.Context, b *bench) error {
 	l, err := lab.New(ctx, lab.Options{BinDir: b.binDir})
 	if err != nil {
@@ -51,15 +55,18 @@ func syncUp(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	if err := home.Apply("services", homeServices(large.services)); err != nil {
+		return err
+	}
 	if err := home.Start(ctx); err != nil {
 		return err
 	}
-	bare, err := bareReads(ctx, b)
+	read, stop, err := bareReads(ctx)
 	if err != nil {
 		return err
 	}
-	header := []string{"", "time", "sent by peers", "CPU", "peak memory", "settled"}
-	rows := [][]string{header, bare.row("bare etcd, one cluster's keys, own client, no TLS, nothing kept")}
+	defer stop()
+	rows := [][]string{{"", "after programs are loaded", "since the process began", "sent by peers", "CPU", "peak memory", "settled"}}
 	var peers []*peer
 	defer func() {
 		for _, p := range peers {
@@ -67,9 +74,12 @@ func syncUp(ctx context.Context, b *bench) error {
 		}
 	}()
 	for _, goal := range []struct {
-		peers int
-		aim   string
-	}{{1, "aim: 0.3 s, 3 MiB, 60 MiB"}, {5, "aim: 1.2 s, 150 MiB"}} {
+		peers          int
+		aim, incumbent []string
+	}{
+		{1, []string{"0.3 s", "", "3 MiB", "", "60 MiB"}, []string{"3.2 s", "", "21 MiB", "", "190 MiB"}},
+		{5, []string{"1.2 s", "", "", "", "150 MiB"}, []string{"16 s", "", "", "", "600 MiB"}},
+	} {
 		for len(peers) < goal.peers {
 			p, err := startPeer(ctx, l, home)
 			if err != nil {
@@ -77,24 +87,56 @@ func syncUp(ctx context.Context, b *bench) error {
 			}
 			peers = append(peers, p)
 		}
-		var u usage
+		var ours, bare usage
 		for range b.runs {
-			if err := freshAgent(ctx, home.Nodes[0], peers, &u); err != nil {
+			if goal.peers == 1 {
+				if err := read(&bare); err != nil {
+					return err
+				}
+			}
+			if err := freshAgent(ctx, home.Nodes[0], peers, &ours); err != nil {
 				return err
 			}
 		}
-		rows = append(rows, u.row(fmt.Sprintf("agent, %d peer(s) of 81,000 keys (%s)", goal.peers, goal.aim)))
+		if goal.peers == 1 {
+			rows = append(rows, bare.row("bare etcd, same client, no TLS, nothing kept or written (keys and values)"))
+		}
+		name := fmt.Sprintf("agent, %d × 81,000 keys", goal.peers)
+		rows = append(rows, ours.row(name), append([]string{name + ": aim"}, goal.aim...), append([]string{incumbent("no maps written")}, goal.incumbent...))
 	}
 	report(rows...)
 	return nil
 }
 
+// homeServices are the manifests of the services that the peers have as well.
+func homeServices(n int) string {
+	var all []lab.Object
+	spaces := map[string]bool{}
+	for i := range n {
+		name := serviceName(i)
+		if !spaces[name.Namespace] {
+			spaces[name.Namespace] = true
+			all = append(all, lab.Namespace(name.Namespace))
+		}
+		address := fmt.Sprintf("172.20.%d.%d", 1+i>>8, i&255)
+		all = append(all, lab.Object{"apiVersion": "v1", "kind": "Service",
+			"metadata": lab.Object{"name": name.Name, "namespace": name.Namespace, "annotations": lab.Object{"tombolo.io/global": "true"}},
+			"spec":     lab.Object{"clusterIP": address, "clusterIPs": []string{address}, "ports": []lab.Object{{"name": "http", "port": 80, "protocol": "TCP"}}}})
+	}
+	return lab.Manifest(all...)
+}
+
 // freshAgent runs the agent once from nothing.
 func freshAgent(ctx context.Context, n *lab.Node, peers []*peer, u *usage) error {
 	n.Agent().Stop(5 * time.Second)
+	n.Tunnel().Kill()
 	if err := n.Wipe(); err != nil {
 		return err
 	}
+	if err := n.StartTunnel(); err != nil {
+		return err
+	}
+	time.Sleep(time.Second) // the device is up, and everybody idle again
 	before, err := sentBy(peers)
 	if err != nil {
 		return err
@@ -103,10 +145,10 @@ func freshAgent(ctx context.Context, n *lab.Node, peers []*peer, u *usage) error
 	if err := n.LaunchAgent(ctx); err != nil {
 		return err
 	}
-	if err := awaitSynced(ctx, n, len(peers)); err != nil {
+	started, done, err := awaitSettled(ctx, n, len(peers))
+	if err != nil {
 		return err
 	}
-	took := time.Since(begin)
 	after, err := sentBy(peers)
 	if err != nil {
 		return err
@@ -115,51 +157,53 @@ func freshAgent(ctx context.Context, n *lab.Node, peers []*peer, u *usage) error
 	if err != nil {
 		return err
 	}
-	time.Sleep(3 * time.Second) // until the garbage of the list is collected
-	settled, err := statOf(n.Agent().Pid())
+	time.Sleep(5 * time.Second) // until the snapshot is written and the garbage of it all is collected
+	later, err := statOf(n.Agent().Pid())
 	if err != nil {
 		return err
 	}
-	st.rss = settled.rss
-	u.add(took, after-before, st)
+	st.rss, st.peak = later.rss, later.peak
+	u.add(done.Sub(begin), done.Sub(started), after-before, st)
 	return nil
 }
 
-// awaitSynced waits until the agent has every peer and nothing left to write.
-func awaitSynced(ctx context.Context, n *lab.Node, peers int) error {
+// awaitSettled waits until the agent has every peer and nothing left to write,
+// and says when it began to work and when it got there, by its own word: asking
+// it all the time would be work for it.
+func awaitSettled(ctx context.Context, n *lab.Node, peers int) (started, settled time.Time, err error) {
 	deadline := time.Now().Add(60 * time.Second)
 	var last string
 	for time.Now().Before(deadline) && ctx.Err() == nil {
-		var st struct {
-			Clusters []struct {
-				Name   string `json:"name"`
-				Synced bool   `json:"synced"`
-				Local  bool   `json:"local"`
-			} `json:"clusters"`
-			Tables []struct {
-				Pending int `json:"pending"`
-			} `json:"tables"`
+		time.Sleep(100 * time.Millisecond)
+		var st agent.Status
+		if err := n.GetJSON(ctx, "/v1/status", &st); err != nil {
+			last = err.Error()
+			continue
 		}
-		body, err := n.Get(ctx, "/v1/status")
-		if err == nil {
-			err = json.Unmarshal(body, &st)
+		if st.Settled != nil && len(st.Clusters) == peers+1 {
+			return st.Started, *st.Settled, checkRows(st, peers)
 		}
-		synced, pending := 0, 0
-		for _, c := range st.Clusters {
-			if c.Synced {
-				synced++
-			}
-		}
+		pending := 0
 		for _, t := range st.Tables {
 			pending += t.Pending
 		}
-		if err == nil && synced >= peers+1 && pending == 0 {
-			return nil
-		}
-		last = fmt.Sprintf("%d clusters synced, %d rows to write, %v", synced, pending, err)
-		time.Sleep(5 * time.Millisecond)
+		last = fmt.Sprintf("%d clusters, %d rows to write", len(st.Clusters), pending)
 	}
-	return fmt.Errorf("agent did not sync %d peers within 60 s: %s", peers, last)
+	return started, settled, fmt.Errorf("agent did not sync %d peers within 60 s: %s", peers, last)
+}
+
+// checkRows makes sure that what was timed was all there is to do.
+func checkRows(st agent.Status, peers int) error {
+	want := map[string]int{
+		agent.TableIPs: peers * large.addresses, agent.TablePeers: peers * large.nodes, agent.TableRoutes: 2 * peers * large.nodes,
+		agent.TableSlots: peers * large.services * large.endpoints, agent.TableServices: large.services,
+	}
+	for _, t := range st.Tables {
+		if n := want[t.Name]; t.Wanted < n || t.Pending > 0 {
+			return fmt.Errorf("table %s has %d rows and %d pending; %d were expected", t.Name, t.Wanted, t.Pending, n)
+		}
+	}
+	return nil
 }
 
 // peer is a running peerChild.
@@ -234,57 +278,63 @@ func sentBy(peers []*peer) (total int64, err error) {
 	return total, nil
 }
 
-// bareReads lists one cluster's keys from an etcd process, in fresh processes.
-func bareReads(ctx context.Context, b *bench) (*usage, error) {
+// bareReads fills an etcd process with one cluster's keys; read lists them in a
+// fresh process.
+func bareReads(ctx context.Context) (read func(*usage) error, stop func(), err error) {
 	endpoint, stop, err := etcdProcess(ctx)
 	if err != nil {
-		return nil, err
-	}
-	defer stop()
-	store, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{endpoint}})
-	if err != nil {
-		return nil, err
-	}
-	defer store.Close()
-	records, err := dataset("peer1", 2, large)
-	if err != nil {
-		return nil, err
-	}
-	kvs, err := encode("peer1", records)
-	if err != nil {
-		return nil, err
-	}
-	if err := putAll(ctx, store, kvs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = fill(ctx, endpoint)
 	}
-	var u usage
-	for range b.runs {
+	if err != nil {
+		stop()
+		return nil, nil, err
+	}
+	read = func(u *usage) error {
 		begin := time.Now()
 		cmd := exec.CommandContext(ctx, exe, "bench-child", "list", endpoint)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		took := time.Since(begin)
-		wire, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
-		if err != nil {
-			return nil, err
+		var wire, work int64
+		if _, err := fmt.Sscan(string(out), &wire, &work); err != nil {
+			return err
 		}
 		r := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-		u.add(took, wire, procStat{cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), peak: r.Maxrss << 10, rss: r.Maxrss << 10})
+		u.add(took, time.Duration(work), wire, procStat{cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), peak: r.Maxrss << 10, rss: r.Maxrss << 10})
+		return nil
 	}
-	return &u, nil
+	return read, stop, nil
+}
+
+func fill(ctx context.Context, endpoint string) error {
+	store, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	records, err := dataset("peer1", 2, large)
+	if err != nil {
+		return err
+	}
+	kvs, err := encode("peer1", records)
+	if err != nil {
+		return err
+	}
+	return putAll(ctx, store, kvs)
 }
 
 // listChild reads everything once and prints how many bytes of keys and values
-// it got.
+// it got, and the nanoseconds it took from connecting.
 func listChild(endpoint string) error {
 	ctx := context.Background()
+	begin := time.Now()
 	store, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{endpoint}})
 	if err != nil {
 		return err
@@ -297,7 +347,7 @@ func listChild(endpoint string) error {
 		}
 		return nil
 	})
-	fmt.Println(bytes)
+	fmt.Println(bytes, time.Since(begin).Nanoseconds())
 	return err
 }
 
