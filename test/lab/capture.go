@@ -15,12 +15,13 @@ import (
 func netnsFd(h *host) (netns.NsHandle, error) { return netns.GetFromPath(h.netnsPath()) }
 
 // Capture counts packets on every link of the underlay, and those among them
-// that hold one of the marks in clear.
+// that hold one of the marks in clear: on their way between clusters, where none
+// may, and within one, where direct routes carry them as they are.
 type Capture struct {
-	packets, marked, missed, bytes atomic.Int64
-	marks                          [][]byte
-	fd                             int
-	stop, done                     chan struct{}
+	packets, marked, inside, missed, bytes atomic.Int64
+	marks                                  [][]byte
+	fd                                     int
+	stop, done                             chan struct{}
 
 	mu sync.Mutex
 	to map[netip.Addr]int64 // packets by the address they were sent to
@@ -71,32 +72,67 @@ func (c *Capture) read() {
 		}
 		c.packets.Add(1)
 		c.bytes.Add(int64(n))
-		c.note(buf[:n])
+		inside := c.note(buf[:n])
 		for _, m := range c.marks {
 			if bytes.Contains(buf[:n], m) {
-				c.marked.Add(1)
+				if inside {
+					c.inside.Add(1)
+				} else {
+					c.marked.Add(1)
+				}
 				break
 			}
 		}
 	}
 }
 
-// note counts a frame by its destination; whatever is not IP is passed over.
-func (c *Capture) note(frame []byte) {
+// note counts a frame by its destination and says whether it stays within one
+// cluster; whatever is not IP is passed over.
+func (c *Capture) note(frame []byte) (inside bool) {
 	const header = 14 // of Ethernet
-	var to netip.Addr
+	var from, to netip.Addr
 	switch {
 	case len(frame) >= header+20 && frame[12] == 0x08 && frame[13] == 0x00:
-		to = netip.AddrFrom4([4]byte(frame[header+16 : header+20]))
+		from, to = netip.AddrFrom4([4]byte(frame[header+12:header+16])), netip.AddrFrom4([4]byte(frame[header+16:header+20]))
 	case len(frame) >= header+40 && frame[12] == 0x86 && frame[13] == 0xdd:
-		to = netip.AddrFrom16([16]byte(frame[header+24 : header+40]))
+		from, to = netip.AddrFrom16([16]byte(frame[header+8:header+24])), netip.AddrFrom16([16]byte(frame[header+24:header+40]))
 	default:
-		return
+		return false
 	}
 	c.mu.Lock()
 	c.to[to]++
 	c.mu.Unlock()
+	return clusterOf(from) != 0 && clusterOf(from) == clusterOf(to)
 }
+
+// clusterOf says which cluster of a lab an address belongs to, be it a host's
+// or a pod's; 0 = none.
+func clusterOf(a netip.Addr) int {
+	var id byte
+	if a.Is4() {
+		b := a.As4()
+		if b[0] != 10 {
+			return 0
+		}
+		id = b[1]
+		if id > 100 {
+			id -= 100 // an underlay address
+		}
+		return int(id)
+	}
+	b := a.As16()
+	if b[0] != 0xfd {
+		return 0
+	}
+	if id = b[3]; id == 0x64 {
+		id = b[5] // an underlay address
+	}
+	return int(id)
+}
+
+// Inside is how many packets held a mark on their way within one cluster: proof
+// that the capture would see one.
+func (c *Capture) Inside() int64 { return c.inside.Load() }
 
 // To is how many packets so far were sent to addresses within the prefixes.
 func (c *Capture) To(prefixes ...netip.Prefix) (n int64) {
@@ -113,8 +149,8 @@ func (c *Capture) To(prefixes ...netip.Prefix) (n int64) {
 	return n
 }
 
-// Count is packets seen so far, how many held a mark, and how many the kernel
-// had to drop before we could look.
+// Count is packets seen so far, how many held a mark on their way between
+// clusters, and how many the kernel had to drop before we could look.
 func (c *Capture) Count() (packets, marked, missed int64) {
 	if st, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
 		c.missed.Add(int64(st.Drops)) // the kernel's counter starts anew with every read

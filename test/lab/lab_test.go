@@ -107,24 +107,37 @@ func TestCaptureSeesMarks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b, err := l.AddCluster("b", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
 	c, err := l.Capture("SECRETMARK")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	// 53 45 … is SECRETMARK: ping fills its payload with it.
-	if _, err := a.Nodes[0].host.run(ctx, nil, "", "ping", "-n", "-c", "1", "-p", "5345435245544d41524b", a.Nodes[1].Underlay().String()); err != nil {
-		t.Fatal(err)
-	}
-	err = await(ctx, "capture sees the mark", nil, func() error {
-		if _, marked, _ := c.Count(); marked == 0 {
-			return os.ErrNotExist
+	marked := func() int64 { _, n, _ := c.Count(); return n }
+	for _, way := range []struct {
+		what  string
+		to    *Node
+		count func() int64
+	}{{"within a cluster", a.Nodes[1], c.Inside}, {"between clusters", b.Nodes[0], marked}} {
+		if marked() != 0 {
+			t.Fatalf("a mark between clusters before any was sent")
 		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
+		// 53 45 … is SECRETMARK: ping fills its payload with it.
+		if _, err := a.Nodes[0].host.run(ctx, nil, "", "ping", "-n", "-c", "1", "-p", "5345435245544d41524b", way.to.Underlay().String()); err != nil {
+			t.Fatal(err)
+		}
+		if err := await(ctx, "capture sees the mark "+way.what, nil, func() error {
+			if way.count() == 0 {
+				return os.ErrNotExist
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -107,6 +107,11 @@ func (n *Node) Underlay() netip.Addr {
 	return hostAddr(v4, byte(10+n.Number))
 }
 
+func (n *Node) underlay6() netip.Addr {
+	_, v6 := underlayPrefixes(n.cluster.ID)
+	return hostAddr(v6, byte(10+n.Number))
+}
+
 // Start starts tunnel process and agent, and waits until the agent is ready.
 func (n *Node) Start(ctx context.Context) error {
 	if err := n.StartTunnel(); err != nil {
@@ -152,7 +157,7 @@ func (n *Node) LaunchAgent(ctx context.Context) error {
 		"--node", n.Name, "--state-dir", n.stateDir(), "--token-file", token,
 		"--socket", n.Socket(), "--cgroup", n.host.cgroup, "--bpffs", n.bpffs(),
 		"--wireguard-device", n.device(), "--wireguard-port", fmt.Sprint(WireGuardPort),
-		"--underlay", n.Underlay().String())
+		"--underlay", n.Underlay().String()+","+n.underlay6().String())
 	n.agent = p
 	return err
 }

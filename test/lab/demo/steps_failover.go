@@ -20,7 +20,7 @@ func (d *demo) localFirst(ctx context.Context) (err error) {
 		"A new connection every 5 ms. connect() is translated to a backend by a BPF program at the socket.")
 	begin := time.Now()
 	d.client, err = d.clientPod.Client("client", lab.ClientOptions{Target: net.JoinHostPort(serviceIP, "80"),
-		Mark: mark, Interval: 5 * time.Millisecond, Timeout: 500 * time.Millisecond})
+		Mark: mark, Interval: 5 * time.Millisecond, Timeout: 750 * time.Millisecond})
 	if err != nil {
 		return err
 	}
