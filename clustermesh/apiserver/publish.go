@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,8 @@ type core struct {
 	unused       map[string]time.Time // label texts and nodes → since when nobody uses their number
 	guardAt      time.Time            // last complete list handed to the publisher
 	moves        *moves
+	guard        *sourceGuard
+	start        startGuard
 
 	own       atomic.Pointer[clustermesh.Cluster] // as it should be announced; incarnation and bundle left out
 	publisher atomic.Pointer[kvstore.Publisher]   // pub, for status
@@ -61,6 +64,7 @@ func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *P
 		stopped:     make(chan struct{}),
 		unused:      make(map[string]time.Time),
 		moves:       newMoves(),
+		guard:       newSourceGuard(cfg.Guard),
 	}
 	c.d = newDeriver(deriveConfig{
 		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes,
@@ -184,7 +188,7 @@ func (c *core) takePending() {
 // deliver takes what the source says.
 func (c *core) deliver(o Objects) {
 	c.do(func() {
-		c.d.apply(o)
+		c.d.apply(c.guard.admit(o, time.Now()))
 		c.problems.Set("source", o.Problems)
 		if o.Complete {
 			c.sourceListed, c.relist = true, true
@@ -210,6 +214,10 @@ func (c *core) settle(ctx context.Context) {
 	if c.pub == nil {
 		return
 	}
+	if c.holdStart() {
+		c.problems.Set("guard", c.start.problems())
+		return
+	}
 	if !c.ensure(ctx) {
 		c.retry.Reset(time.Second)
 		return
@@ -223,7 +231,7 @@ func (c *core) settle(ctx context.Context) {
 	if c.announce() && c.listed {
 		c.pub.Listed() // the marker says something new
 	}
-	c.problems.Set("guard", heldProblems(c.pub))
+	c.problems.Set("guard", append(c.guard.problems(), heldProblems(c.pub)...))
 }
 
 func (c *core) emit(key string, value []byte) {
@@ -263,9 +271,29 @@ func (c *core) publishAll() {
 // reconfirm gives the guard a second list to agree with, when it holds something.
 // The source reads itself anew in the meantime.
 func (c *core) reconfirm() {
+	c.releaseDeletes("", time.Now().Add(-c.cfg.Guard))
 	if c.pub != nil && c.listed && len(c.pub.Held()) > 0 && time.Since(c.guardAt) > c.cfg.Guard {
 		c.relist = true
 	}
+}
+
+// releaseDeletes lets deletes take effect that are held since before then, and
+// says how many.
+func (c *core) releaseDeletes(kind string, before time.Time) int {
+	refs := c.guard.release(kind, before)
+	if len(refs) > 0 {
+		c.d.apply(Objects{Deletes: refs, At: time.Now()})
+	}
+	return len(refs)
+}
+
+// confirm lets all deletes of a kind go ahead ("" = all).
+func (c *core) confirm(kind string) int {
+	n := c.releaseDeletes(kind, time.Now())
+	if kind == "" || strings.EqualFold(kind, KindPod) {
+		n += c.start.release()
+	}
+	return n
 }
 
 // ensure gives numbers to all that needs one. It is false when the store did not

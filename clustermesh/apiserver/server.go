@@ -289,11 +289,15 @@ func (s *server) status(ctx context.Context, out *pb.StatusResponse) error {
 
 // confirm lets held deletes go ahead; kind "" = all.
 func (s *server) confirm(kind string) int {
+	n := 0
+	ctx, cancel := context.WithTimeout(context.Background(), ensureTime)
+	defer cancel()
+	// An error means that the server stops: nothing was released.
+	_ = s.core.ask(ctx, func() { n = s.core.confirm(kind) })
 	pub := s.core.publisher.Load()
 	if pub == nil {
-		return 0
+		return n
 	}
-	n := 0
 	for _, h := range pub.Held() {
 		if kind == "" || kind == h.Kind {
 			n += pub.Confirm(h.Kind)
