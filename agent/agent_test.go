@@ -1,189 +1,20 @@
 package agent_test
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/tombolo-mesh/tombolo/agent"
-	"github.com/tombolo-mesh/tombolo/agent/agenttest"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
-	"github.com/tombolo-mesh/tombolo/kvstore"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var (
-	aws = agenttest.Facts{Name: "aws", ID: 1}
-	gcp = agenttest.Facts{Name: "gcp", ID: 2}
-)
-
-// world is two clusters with one global service, and an agent on aws-n1.
-type world struct {
-	t      testing.TB
-	mesh   *agenttest.Mesh
-	tables agent.Tables
-	cfg    agent.Config
-	a      *agent.Agent
-	stop   func()
-}
-
-const (
-	export = clustermesh.ScopeExport
-	local  = clustermesh.ScopeLocal
-)
-
-func newWorld(t testing.TB) *world {
-	w := &world{t: t, mesh: agenttest.NewMesh(), tables: agent.NewFakes()}
-	w.cfg = agent.Config{
-		Cluster: "aws", ClusterID: 1, Node: "aws-n1", Connector: w.mesh,
-		OnLink: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}, Resync: -1,
-	}
-	for _, f := range []agenttest.Facts{aws, gcp} {
-		w.mesh.SetStore(f.Name, kvstore.NewMemory(kvstore.MemoryOptions{StoreID: uint64(f.ID)}))
-		w.mesh.Put(t, f.Name, export,
-			f.Node(1), f.Node(2), f.Identity(5), f.Address(1, 10, 5), f.Address(2, 10, 5),
-			f.Service("checkout", 1), f.Slice("checkout", [2]int{1, 10}, [2]int{2, 10}), f.Cluster(uint64(f.ID)*100))
-	}
-	w.mesh.Put(t, "aws", local, gcp.Peer())
-	return w
-}
-
-// start runs the agent and waits until nothing more happens.
-func (w *world) start() {
-	w.t.Helper()
-	a, err := agent.New(w.cfg, w.tables)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- a.Run(ctx) }()
-	w.a = a
-	w.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Error(err)
-		}
-	})
-	synctest.Wait()
-}
-
-func (w *world) expect(table, want string) {
-	w.t.Helper()
-	synctest.Wait()
-	got, err := w.a.Dump(table)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if got != want {
-		w.t.Fatalf("table %s:\n%swant\n%s", table, got, want)
-	}
-	if real := w.kernel(table); real != want {
-		w.t.Fatalf("table %s in the kernel:\n%swant\n%s", table, real, want)
-	}
-}
-
-func rowsOf[K comparable, V comparable](text agent.Text[K, V], t agent.Table[K, V]) string {
-	rows := map[K]V{}
-	for k, v := range t.Dump() {
-		rows[k] = v
-	}
-	return text.Print(rows)
-}
-
-// kernel is a table as it really is, as text.
-func (w *world) kernel(table string) string {
-	switch table {
-	case agent.TablePeers:
-		return rowsOf(agent.PeerText, w.tables.Peers)
-	case agent.TableRoutes:
-		return rowsOf(agent.RouteText, w.tables.Routes)
-	case agent.TableIPPrefixes:
-		return rowsOf(agent.IPPrefixText, w.tables.IPPrefixes)
-	case agent.TableIPs:
-		return rowsOf(agent.IPText, w.tables.IPs)
-	case agent.TableEndpoints:
-		return rowsOf(agent.EndpointText, w.tables.Endpoints)
-	case agent.TableSlots:
-		return rowsOf(agent.SlotText, w.tables.Slots)
-	case agent.TableServices:
-		return rowsOf(agent.ServiceText, w.tables.Services)
-	case agent.TableNodeHealth:
-		return rowsOf(agent.NodeHealthText, w.tables.NodeHealth)
-	case agent.TableClusterHealth:
-		return rowsOf(agent.ClusterHealthText, w.tables.ClusterHealth)
-	}
-	return ""
-}
-
-func (w *world) all() string {
-	var b strings.Builder
-	for _, name := range agent.TableNames() {
-		b.WriteString("# " + name + "\n" + w.kernel(name))
-	}
-	return b.String()
-}
-
-func (w *world) get(path string) (int, string) {
-	return w.request("GET", path, nil)
-}
-
-func (w *world) request(method, path string, body io.Reader) (int, string) {
-	r := httptest.NewRecorder()
-	w.a.Handler().ServeHTTP(r, httptest.NewRequest(method, path, body))
-	return r.Code, r.Body.String()
-}
-
-const (
-	routesBoth = `10.1.2.0/24 direct via=192.168.1.2 src=10.1.1.1
-10.2.0.0/16 blackhole
-10.2.1.0/24 blackhole
-10.2.1.0/24 tunnel src=10.1.1.1 mtu=1420
-10.2.2.0/24 blackhole
-10.2.2.0/24 tunnel src=10.1.1.1 mtu=1420
-`
-	ipsAWS = `10.1.1.1 identity=0:1 node=1
-10.1.1.10 identity=1:5 node=1
-10.1.2.1 identity=0:3 node=2
-10.1.2.10 identity=1:5 node=2
-`
-	ipsGCP = `10.2.1.1 identity=0:3 node=1
-10.2.1.10 identity=2:5 node=1
-10.2.2.1 identity=0:3 node=2
-10.2.2.10 identity=2:5 node=2
-`
-	prefixes4 = `10.1.1.0/24 identity=1:0 node=1
-10.1.2.0/24 identity=1:0 node=2
-10.2.1.0/24 identity=2:0 node=1
-10.2.2.0/24 identity=2:0 node=2
-`
-)
-
-// only4 leaves the IPv6 lines of a dump out.
-func only4(text string) string {
-	var b strings.Builder
-	for line := range strings.Lines(text) {
-		if first, _, _ := strings.Cut(line, " "); strings.Count(first, ":") < 2 {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
-}
 
 func TestAgentWritesWhatTheClustersSay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -381,80 +212,6 @@ func damage(t *testing.T, dir string) {
 	}
 }
 
-// reachable is a Prober for which some addresses are dark.
-type reachable struct {
-	mu   sync.Mutex
-	dark map[netip.Addr]bool
-}
-
-func (r *reachable) Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) error {
-	r.mu.Lock()
-	dark := r.dark[to]
-	r.mu.Unlock()
-	if !dark {
-		return nil
-	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(timeout):
-	}
-	return errors.New("no answer")
-}
-
-func (r *reachable) set(dark bool, addrs ...netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, a := range addrs {
-		r.dark[a] = dark
-	}
-}
-
-func TestHealthRows(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		p := &reachable{dark: map[netip.Addr]bool{}}
-		w.cfg.Prober = p
-		w.start()
-		time.Sleep(5 * time.Second)
-		w.expect(agent.TableNodeHealth, "")
-		one, two := gcp.Node(1).TunnelAddresses, gcp.Node(2).TunnelAddresses
-		p.set(true, one[0])
-		time.Sleep(5 * time.Second)
-		w.expect(agent.TableNodeHealth, "") // its other address answers
-		p.set(true, one...)
-		time.Sleep(1500 * time.Millisecond)
-		if got := w.kernel(agent.TableNodeHealth); !strings.HasPrefix(got, "2/1 since=") {
-			t.Errorf("node_health after 1.5 s: %q", got)
-		}
-		w.expect(agent.TableClusterHealth, "")
-		p.set(true, two...)
-		time.Sleep(1500 * time.Millisecond)
-		if got := w.kernel(agent.TableClusterHealth); !strings.HasPrefix(got, "2 since=") {
-			t.Errorf("cluster_health: %q", got)
-		}
-		before := w.all()
-		w.stop() // verdicts outlive the agent
-		if got := w.all(); got != before {
-			t.Errorf("stopping changed something:\n%s", got)
-		}
-		w.start()
-		defer func() { w.stop() }()
-		if got := w.all(); got != before {
-			t.Errorf("restarting changed something:\n%s", got)
-		}
-		time.Sleep(10 * time.Second)
-		if got := w.all(); got != before {
-			t.Errorf("a while after the restart:\n%s", got)
-		}
-		p.set(false, two...)
-		time.Sleep(1500 * time.Millisecond)
-		w.expect(agent.TableClusterHealth, "")
-		if got := w.kernel(agent.TableNodeHealth); !strings.HasPrefix(got, "2/1 since=") || strings.Contains(got, "2/2") {
-			t.Errorf("node_health: %q", got)
-		}
-	})
-}
-
 func TestLocalPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -503,13 +260,6 @@ func TestDriftIsRepaired(t *testing.T) {
 	})
 }
 
-func mustDo(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestFullTableIsAProblemThatSomeoneSees(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -533,74 +283,4 @@ func TestFullTableIsAProblemThatSomeoneSees(t *testing.T) {
 			}
 		}
 	})
-}
-
-type fakePods struct{ added []agent.PodRequest }
-
-func (p *fakePods) Add(_ context.Context, r agent.PodRequest) (agent.PodResult, error) {
-	p.added = append(p.added, r)
-	return agent.PodResult{IfName: r.IfName, MTU: 1420, IPs: []agent.PodIP{{Address: netip.MustParsePrefix("10.1.1.20/32")}}}, nil
-}
-func (p *fakePods) Del(context.Context, agent.PodRequest) error { return nil }
-func (p *fakePods) Check(context.Context, agent.PodRequest) error {
-	return errors.New("the veth of pod shop/p is gone\x1b[2J")
-}
-func (p *fakePods) List(context.Context) ([]agent.LocalPod, error) { return nil, nil }
-
-func TestAPI(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.cfg.Pods = &fakePods{}
-		w.start()
-		defer w.stop()
-		for _, c := range []struct {
-			method, path, body string
-			code               int
-			has                []string
-		}{
-			{"GET", "/v1/status", "", 200, []string{`"apiVersion": "tombolo.io/v1"`, `"kind": "AgentStatus"`, `"name": "gcp"`, `"synced": true`, `"problems": []`}},
-			{"GET", "/v1/tables", "", 200, []string{`"kind": "TableList"`, `"name": "slots"`}},
-			{"GET", "/v1/tables/ips", "", 200, []string{"10.2.1.10 identity=2:5 node=1\n"}},
-			{"GET", "/v1/tables/ips?wanted=true", "", 200, []string{"10.2.1.10 identity=2:5 node=1\n"}},
-			{"GET", "/v1/tables/colour", "", 404, []string{`no table \"colour\"`, "services"}},
-			{"GET", "/v1/services", "", 200, []string{`"kind": "ServiceList"`, "172.20.1.1:80/tcp", `"backends": 4`}},
-			{"GET", "/v1/services/shop/checkout", "", 200, []string{`"kind": "ServiceExplanation"`, "10.2.1.10:8080", `"inKernel": true`, "all clusters are equal"}},
-			{"GET", "/v1/services/shop/none", "", 404, []string{"no such service"}},
-			{"POST", "/v1/pods/add", `{"name":"p","ifName":"eth0"}`, 200, []string{`"mtu": 1420`, "10.1.1.20/32"}},
-			{"POST", "/v1/pods/add", `{`, 400, []string{"pod request"}},
-			{"POST", "/v1/pods/check", `{}`, 500, []string{`is gone\\u001b[2J`}},
-			{"POST", "/v1/pods/del", `{}`, 200, nil},
-			{"GET", "/v1/pods", "", 200, []string{`"items": []`}},
-			{"POST", "/v1/resync", "", 202, nil},
-			{"GET", "/metrics", "", 200, []string{`tombolo_agent_table_rows_wanted{table="slots"} 4`, `tombolo_agent_cluster_synced{cluster="gcp"} 1`, "tombolo_agent_origin_to_kernel_seconds_count"}},
-		} {
-			code, body := w.request(c.method, c.path, bytes.NewBufferString(c.body))
-			if code != c.code {
-				t.Errorf("%s %s: %d, want %d: %s", c.method, c.path, code, c.code, body)
-			}
-			for _, has := range c.has {
-				if !strings.Contains(body, has) {
-					t.Errorf("%s %s lacks %q:\n%s", c.method, c.path, has, body)
-				}
-			}
-		}
-	})
-}
-
-func TestConfigMistakes(t *testing.T) {
-	mesh := agenttest.NewMesh()
-	for _, c := range []struct {
-		cfg    agent.Config
-		tables agent.Tables
-		want   string
-	}{
-		{agent.Config{}, agent.NewFakes(), "Connector"},
-		{agent.Config{Connector: mesh}, agent.NewFakes(), "Cluster"},
-		{agent.Config{Connector: mesh, Cluster: "a", Node: "n", ClusterID: 4096}, agent.NewFakes(), "1–4095"},
-		{agent.Config{Connector: mesh, Cluster: "a", Node: "n", ClusterID: 1}, agent.Tables{}, "Peers is missing"},
-	} {
-		if _, err := agent.New(c.cfg, c.tables); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("got %v, want something about %s", err, c.want)
-		}
-	}
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"fmt"
 	"iter"
 	"maps"
 	"net/netip"
@@ -157,49 +156,6 @@ func (s *State) setHurry(on bool) {
 	}
 }
 
-// SetPeers says which clusters are admitted, all of them. One that is no longer
-// there, or has another ID, takes its rows along.
-func (s *State) SetPeers(peers []*clustermesh.Peer) {
-	slices.SortFunc(peers, func(a, b *clustermesh.Peer) int { return compareStrings(a.Name, b.Name) })
-	wanted := map[string]*clustermesh.Peer{}
-	ids := map[clustermesh.ID]string{s.ownID: s.own}
-	for _, p := range peers {
-		if other, twice := ids[p.ID]; twice || p.Name == s.own {
-			s.problems["peer "+p.Name] = clustermesh.Problem{
-				What: fmt.Sprintf("peer %s is not followed", p.Name),
-				Why:  fmt.Sprintf("its cluster ID %d is that of cluster %s", p.ID, other),
-				Fix:  "remove the peer and let it join again with an ID of its own",
-			}
-			continue
-		}
-		delete(s.problems, "peer "+p.Name)
-		ids[p.ID] = p.Name
-		wanted[p.Name] = p
-	}
-	for name, c := range s.clusters {
-		if c.peer == nil {
-			continue
-		}
-		if p := wanted[name]; p == nil || p.ID != c.id {
-			s.removeCluster(c)
-			delete(s.problems, "peer "+name)
-		}
-	}
-	for name, p := range wanted {
-		c := s.clusters[name]
-		if c == nil {
-			c = newClusterState(name, p.ID, p)
-			s.clusters[name] = c
-			delete(s.removed, c.id)
-			s.setBlank(c)
-			s.touchAll()
-		}
-		c.peer = p
-	}
-	s.planDirty, s.peersDirty = true, true
-	s.release()
-}
-
 func compareStrings(a, b string) int {
 	switch {
 	case a < b:
@@ -210,158 +166,12 @@ func compareStrings(a, b string) int {
 	return 0
 }
 
-func (s *State) setBlank(c *clusterState) {
-	if c.peer != nil && c.export() == nil {
-		s.blank[c.id] = true
-		return
-	}
-	delete(s.blank, c.id)
-}
-
-// removeCluster takes everything away that a cluster said.
-func (s *State) removeCluster(c *clusterState) {
-	if v := c.export(); v != nil {
-		c.views = map[clustermesh.Scope]*clustermesh.View{}
-		delete(s.exports, c.name)
-		s.forgetView(c, v)
-	}
-	delete(s.blank, c.id)
-	delete(s.clusters, c.name)
-	s.removed[c.id] = true
-	s.touchAll()
-	s.planDirty = true
-}
-
 // release lets rows go that were kept for clusters not known before.
 func (s *State) release() {
 	for _, d := range s.t.all() {
 		if d.Held() > 0 {
 			d.Release()
 		}
-	}
-}
-
-// Apply takes an update of a cluster's scope in. live says that it came from the
-// store itself, not from a snapshot. It returns what was refused because of the
-// cluster's other records.
-func (s *State) Apply(u clustermesh.Update, live bool) []clustermesh.Refusal {
-	c := s.clusters[u.Cluster]
-	if c == nil || u.Lost != nil {
-		return nil
-	}
-	old := c.views[u.Scope]
-	view, changes, refused := u.Into(old)
-	if view == nil {
-		return refused
-	}
-	c.views[u.Scope] = view
-	if u.Scope == clustermesh.ScopeExport {
-		s.exports[u.Cluster] = view
-	}
-	peers := false
-	if old == nil {
-		s.takeView(c, view)
-		peers = true
-	} else {
-		peers = s.takeChanges(c, old, view, changes, u.View != nil)
-	}
-	if s.blank[c.id] {
-		s.setBlank(c)
-		s.touchAll()
-	}
-	if c.peer == nil && peers {
-		s.takePeers(c)
-	}
-	if u.View != nil && live {
-		s.nowLive(c, u.Scope)
-	}
-	return refused
-}
-
-// takeChanges takes in how a view changed, and reports whether peers did.
-func (s *State) takeChanges(c *clusterState, old, view *clustermesh.View, changes iter.Seq[clustermesh.Change], list bool) (peers bool) {
-	s.setHurry(!list)
-	defer s.setHurry(false)
-	if list {
-		s.dropChangedIdentities(c, old, view)
-	}
-	for ch := range changes {
-		s.take(c, ch)
-		peers = peers || ch.Key.Kind == clustermesh.KindPeer
-	}
-	if list && len(c.claims) > 0 {
-		// Origins decide among several claims, and a difference of origins
-		// alone is no change.
-		s.retakeIPs(c, func(a clustermesh.AddressName) bool { _, ok := c.claims[a.Prefix]; return ok }, nil)
-	}
-	return peers
-}
-
-// nowLive notes that a scope of a cluster is complete, and lets go what was kept
-// for its sake.
-func (s *State) nowLive(c *clusterState, scope clustermesh.Scope) {
-	if c.live[scope] {
-		return
-	}
-	c.live[scope] = true
-	s.healthDirty = true
-	if c.peer == nil && c.synced() {
-		s.touchAll() // clusters that are no peers lose what was kept for them
-	}
-	s.release()
-}
-
-// takePeers learns who the peers are, once this node itself is known as well:
-// without it their routes would lack a source.
-func (s *State) takePeers(own *clusterState) {
-	if v := own.views[clustermesh.ScopeLocal]; v != nil && own.export() != nil {
-		s.SetPeers(slices.Collect(v.Peers()))
-	}
-}
-
-// take notes one change of a view.
-func (s *State) take(c *clusterState, ch clustermesh.Change) {
-	switch ch.Key.Kind {
-	case clustermesh.KindNode:
-		s.takeNode(c, ch.Key.Name)
-	case clustermesh.KindAddress:
-		if name, ok := addressName(ch.Key); ok {
-			s.takeAddress(c, name.Node, name.Prefix)
-		}
-	case clustermesh.KindService, clustermesh.KindEndpointSlice:
-		if name, ok := clustermesh.Affected(ch); ok {
-			s.touchService(name)
-		}
-	}
-}
-
-// takeView takes a cluster's first view in, without a list of its changes.
-func (s *State) takeView(c *clusterState, v *clustermesh.View) {
-	for n := range v.Nodes() {
-		s.indexNode(c, n)
-	}
-	for n := range v.Nodes() {
-		s.nodeRows(c, n)
-	}
-	for a := range v.Addresses() {
-		s.takeFirst(c, &a)
-	}
-	for svc := range v.Services() {
-		s.touchService(svc.Name)
-	}
-	s.planDirty = true
-}
-
-// forgetView takes the rows away that came from a view that is gone.
-func (s *State) forgetView(c *clusterState, v *clustermesh.View) {
-	nodes := slices.Collect(maps.Values(c.nodes))
-	c.nodes, c.claims = map[string]*clustermesh.Node{}, map[netip.Prefix][]string{}
-	c.prefixes, c.tunnels = map[netip.Prefix][]string{}, map[netip.Addr][]string{}
-	for a := range v.Addresses() {
-		s.setIP(c, a.Name.Prefix, nil)
-	}
-	for _, n := range nodes {
-		s.nodeRows(c, n)
 	}
 }
 
