@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -283,4 +284,82 @@ func TestRestoreChangesNothingThatIsThere(t *testing.T) {
 	if _, err := c.restore(t.Context(), store, lease); err == nil {
 		t.Error("restored without the leader key")
 	}
+}
+
+// The same while the server runs: an external etcd restored from a backup.
+func TestStoreRestoredUnderReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := kvstore.NewMemory(kvstore.MemoryOptions{StoreID: 7})
+		backup := kvstore.NewMemory(kvstore.MemoryOptions{StoreID: 7})
+		defer store.Close()
+		defer backup.Close()
+		f := kvtest.NewFaulty(store, 1, kvtest.Faults{})
+		p := startPublishing(t, Config{Source: shop()}, f)
+		defer p.stop()
+		eventually(t, "published", func() bool { return markerOf(t, store) != nil })
+		var ops []kvstore.Op
+		_, err := store.List(t.Context(), "", kvstore.Position{}, func(kvs []kvstore.KV) error {
+			for _, kv := range kvs {
+				if kv.Lease == 0 {
+					ops = append(ops, kvstore.Put(kv.Key, kv.Value, 0))
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := backup.Commit(t.Context(), ops...); err != nil {
+			t.Fatal(err)
+		}
+		registerShop(t, p)
+		time.Sleep(2 * time.Second)
+		want, first := dumpStore(store, ""), markerOf(t, store).Incarnation
+		f.Swap(backup)
+		for range 1200 { // a minute, and more than a reader takes to believe in a backup
+			time.Sleep(50 * time.Millisecond)
+			if got := dumpStore(p.cache, ""); got != want {
+				t.Fatalf("readers see:\n%s\nwant\n%s\n%s", got, want, p.problemText())
+			}
+		}
+		if got := dumpStore(backup, ""); got != want {
+			t.Errorf("the backup was brought to\n%s\nwant\n%s\n%s", got, want, p.problemText())
+		}
+		if m := markerOf(t, backup); m == nil || m.Incarnation == first {
+			t.Error("no new incarnation")
+		}
+		if at := p.cache.Position(); at.Revision > backup.Position().Revision {
+			t.Errorf("the cache still shows what was before: %v", at)
+		}
+		if text := p.problemText(); !strings.Contains(text, "restored from a backup; restored 2 registrations and 1 peers") || strings.Contains(text, "while it was in use") {
+			t.Errorf("problems:\n%s", text)
+		}
+	})
+}
+
+// A term that goes on over a restored store, because the backup holds its key as
+// well, is ended: the next one judges the store.
+func TestTermEndsWhenItsStoreWasRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := kvstore.NewMemory(kvstore.MemoryOptions{})
+		defer store.Close()
+		p := startPublishing(t, Config{Source: shop()}, store)
+		defer p.stop()
+		eventually(t, "published", func() bool { return markerOf(t, store) != nil })
+		key := privateKey("aws", "leader", "apiserver")
+		before, err := getKey(t.Context(), store, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.gate.changed(store.Position())
+		time.Sleep(5 * time.Second)
+		if now, _ := getKey(t.Context(), store, key); now.CreateRevision != before.CreateRevision {
+			t.Error("a term was ended for nothing")
+		}
+		p.gate.changed(kvstore.Position{StoreID: store.Position().StoreID, Revision: 1})
+		time.Sleep(5 * time.Second)
+		if now, _ := getKey(t.Context(), store, key); now.CreateRevision == before.CreateRevision {
+			t.Error("the term went on")
+		}
+	})
 }
