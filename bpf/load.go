@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 )
@@ -36,7 +37,9 @@ type Objects struct {
 	log    *slog.Logger
 	tunnel *ebpf.Program
 	noTCX  bool
-	feat   Features
+
+	mu   sync.Mutex // guards feat, which status reads from other goroutines
+	feat Features
 }
 
 // Features says what is on, for status.
@@ -50,8 +53,13 @@ type Features struct {
 	Cgroup string
 }
 
-// Features are those of the running kernel that are in use.
-func (o *Objects) Features() Features { return o.feat }
+// Features are those of the running kernel that are in use. It may be called
+// from any goroutine.
+func (o *Objects) Features() Features {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.feat
+}
 
 // Load opens or makes the maps, loads the programs and attaches those of
 // sockets; AttachTunnel does the rest. What an earlier process left pinned is

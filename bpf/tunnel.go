@@ -37,10 +37,12 @@ func (o *Objects) AttachTunnel(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("attach to tunnel device (interface %d) by %s: %w", ifindex, how, err)
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if o.feat.Tunnel != how {
+		o.feat.Tunnel = how
 		o.log.Info("tunnel attached", "interface", ifindex, "by", how)
 	}
-	o.feat.Tunnel = how
 	return nil
 }
 

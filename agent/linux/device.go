@@ -84,7 +84,11 @@ func (d *Device) PublicKey() [32]byte { return d.key.PublicKey() }
 // already is not touched, so that a restart of the agent interrupts nothing. An
 // absent device is made if the kernel can, else reported as not present with
 // ErrNoTunnel in the error.
-func (d *Device) Ensure(mtu int) (DeviceState, error) {
+//
+// guard (nil = none) puts the program on the device that judges what comes out
+// of the tunnel. It is called before the device is set up, and if it fails the
+// device goes, or stays, down: without it a peer would reach all of this node.
+func (d *Device) Ensure(mtu int, guard func(ifindex int) error) (DeviceState, error) {
 	link, err := d.nl.LinkByName(d.name)
 	if isLinkNotFound(err) {
 		link, err = d.create()
@@ -105,6 +109,12 @@ func (d *Device) Ensure(mtu int) (DeviceState, error) {
 	if mtu > 0 && link.Attrs().MTU != mtu {
 		if err := d.nl.LinkSetMTU(link, mtu); err != nil {
 			return st, fmt.Errorf("set MTU of %s to %d: %w", d.name, mtu, err)
+		}
+	}
+	if guard != nil {
+		if err := guard(st.IfIndex); err != nil {
+			st.Present = false
+			return st, errors.Join(err, d.nl.LinkSetDown(link))
 		}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -63,7 +65,7 @@ func TestTunnelAndProbes(t *testing.T) {
 		n.startTunnel(dev)
 		devices[i] = n.openDevice(dev, 51830)
 		for range 2 { // idempotent
-			if st, err := devices[i].Ensure(1420); err != nil || !st.Present || st.IfIndex == 0 {
+			if st, err := devices[i].Ensure(1420, nil); err != nil || !st.Present || st.IfIndex == 0 {
 				t.Fatalf("%+v %v", st, err)
 			}
 		}
@@ -97,7 +99,7 @@ func TestTunnelAndProbes(t *testing.T) {
 	defer prober.Close()
 	ctx := context.Background()
 	for f := range 2 {
-		if err := prober.Probe(ctx, tunnels[0][f], tunnels[1][f], 5*time.Second); err != nil {
+		if rtt, err := prober.Probe(ctx, tunnels[0][f], tunnels[1][f], 5*time.Second); err != nil || rtt <= 0 || rtt >= 5*time.Second {
 			t.Error(err)
 		}
 	}
@@ -111,17 +113,17 @@ func TestTunnelAndProbes(t *testing.T) {
 	}
 	// The far node is dark.
 	nodes[1].ip("link", "set", "under", "down")
-	if err := prober.Probe(ctx, tunnels[0][0], tunnels[1][0], 100*time.Millisecond); err == nil {
+	if _, err := prober.Probe(ctx, tunnels[0][0], tunnels[1][0], 100*time.Millisecond); err == nil {
 		t.Error("a dark node answers")
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := prober.Probe(cancelled, tunnels[0][0], tunnels[1][0], time.Minute); !errors.Is(err, context.Canceled) {
+	if _, err := prober.Probe(cancelled, tunnels[0][0], tunnels[1][0], time.Minute); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	nodes[1].ip("link", "set", "under", "up")
 	for end := time.Now().Add(10 * time.Second); ; {
-		err := prober.Probe(ctx, tunnels[0][0], tunnels[1][0], 500*time.Millisecond)
+		_, err := prober.Probe(ctx, tunnels[0][0], tunnels[1][0], 500*time.Millisecond)
 		if err == nil {
 			break
 		}
@@ -133,6 +135,88 @@ func TestTunnelAndProbes(t *testing.T) {
 	nodes[0].in(func() error { return Cleanup(devices[0].name, tunnels[0]) })
 	if out := nodes[0].ip("route") + nodes[0].ip("-6", "route") + nodes[0].ip("addr", "show", "dev", "lo"); strings.Contains(out, "10.1.0.1") || strings.Contains(out, "proto 84") || strings.Contains(out, "fd00:1") {
 		t.Errorf("left behind: %s", out)
+	}
+}
+
+// What comes out of the tunnel is judged before anything can come out of it: the
+// device is down until its guard is on, and goes down if that fails.
+func TestDeviceIsDownWithoutGuard(t *testing.T) {
+	n := newNS(t)
+	dev := unique()
+	n.startTunnel(dev)
+	d := n.openDevice(dev, 51823)
+	up := func() bool {
+		return strings.Contains(n.ip("-o", "link", "show", dev), ",UP")
+	}
+	broken := errors.New("no program")
+	if st, err := d.Ensure(1420, func(int) error { return broken }); !errors.Is(err, broken) || st.Present || up() {
+		t.Errorf("guard failed: %+v %v, up %v", st, err, up())
+	}
+	if st, err := d.Ensure(1420, func(index int) error {
+		if index == 0 || up() {
+			t.Errorf("device %d is up before it is guarded", index)
+		}
+		return nil
+	}); err != nil || !st.Present || !up() {
+		t.Errorf("guarded: %+v %v, up %v", st, err, up())
+	}
+	if _, err := d.Ensure(1420, func(int) error { return broken }); !errors.Is(err, broken) || up() {
+		t.Errorf("guard lost: %v, up %v", err, up())
+	}
+}
+
+// More devices change than the kernel keeps for a slow listener: it is told
+// that something changed, and goes on.
+func TestWatchLinksOverflow(t *testing.T) {
+	n := newNS(t)
+	n.ip("link", "add", "name", "watched", "type", "veth", "peer", "name", "other")
+	ctx, cancel := context.WithCancel(context.Background())
+	calls, resume := make(chan struct{}, 1000), make(chan struct{})
+	done := make(chan error, 1)
+	go n.in(func() error {
+		done <- WatchLinks(ctx, "watched", func() {
+			calls <- struct{}{}
+			<-resume
+		})
+		return nil
+	})
+	wait := func(what string) {
+		t.Helper()
+		select {
+		case <-calls:
+		case err := <-done:
+			t.Fatalf("%s: it ended: %v", what, err)
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: not told", what)
+		}
+	}
+	for stop := time.Now().Add(10 * time.Second); len(calls) == 0 && time.Now().Before(stop); time.Sleep(10 * time.Millisecond) {
+		n.ip("link", "set", "watched", "up")
+		n.ip("link", "set", "watched", "down")
+	}
+	wait("first change")
+	n.in(func() error { // it does not read: 64 changes wait in the channel, the rest in the kernel
+		link, err := netlink.LinkByName("watched")
+		for i := 0; i < 1000 && err == nil; i++ {
+			err = netlink.LinkSetMTU(link, 1400+i%2)
+		}
+		return err
+	})
+	close(resume)
+	quiet := 0
+	for end := time.Now().Add(10 * time.Second); quiet < 10 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if quiet++; len(calls) > 0 {
+			for len(calls) > 0 {
+				<-calls
+			}
+			quiet = 0
+		}
+	}
+	n.ip("link", "set", "watched", "up")
+	wait("change after the overflow")
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
 }
 

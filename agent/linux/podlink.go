@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -84,13 +85,20 @@ func podFromAlias(alias string) (uid string, addrs []netip.Addr, ok bool) {
 	return fields[0], addrs, true
 }
 
+// ours tells whether a device of l's name is one that connect made: by its alias
+// or, if a crash came before the alias, by the address that it was made with.
+func (l podLink) ours(link netlink.Link) bool {
+	return strings.HasPrefix(link.Attrs().Alias, aliasMark) ||
+		link.Type() == "veth" && bytes.Equal(link.Attrs().HardwareAddr, l.HostMAC)
+}
+
 // connect makes l real between the node's namespace (nl's, and the file node)
 // and the pod's. It may find a half-made one. ifindex is that of the host side.
 func (l podLink) connect(nl *netlink.Handle, node, pod *os.File) (ifindex int, err error) {
 	if link, err := nl.LinkByName(l.HostIf); err == nil {
 		// A veth's end in a namespace that is gone is gone too, so this one leads
 		// somewhere; where to is settled most simply by making it anew.
-		if !strings.HasPrefix(link.Attrs().Alias, aliasMark) {
+		if !l.ours(link) {
 			return 0, fmt.Errorf("device %s exists and is not ours: delete it", l.HostIf)
 		}
 		if err := nl.LinkDel(link); err != nil {
@@ -235,8 +243,8 @@ func (l podLink) disconnect(nl *netlink.Handle) error {
 	if err != nil {
 		return fmt.Errorf("look for device %s: %w", l.HostIf, err)
 	}
-	if !strings.HasPrefix(link.Attrs().Alias, aliasMark) {
-		return nil // not ours
+	if !l.ours(link) {
+		return nil
 	}
 	if err := nl.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete device %s: %w", l.HostIf, err)

@@ -291,6 +291,28 @@ func TestPodDelWithoutNamespace(t *testing.T) {
 	}
 }
 
+// A crash came after the veth was made and before it was marked: the next ADD
+// knows it by its address; one of somebody else's making stays.
+func TestPodVethWithoutMark(t *testing.T) {
+	ctx := context.Background()
+	node, one, two := newNS(t), newNS(t), newNS(t)
+	p := openPods(t, node, t.TempDir(), nil)
+	defer p.Close()
+	link := newPodLink("uid-a", "eth0", nil, 1420)
+	node.ip("link", "add", "name", link.HostIf, "address", link.HostMAC.String(), "type", "veth", "peer", "name", "eth0", "netns", one.name)
+	if _, err := p.Add(ctx, request(one, "uid-a", "c1")); err != nil {
+		t.Errorf("after a crash: %v", err)
+	}
+	node.ip("link", "add", "name", hostIfName("uid-b"), "type", "veth", "peer", "name", "eth0", "netns", two.name)
+	if _, err := p.Add(ctx, request(two, "uid-b", "c2")); err == nil || !strings.Contains(err.Error(), "not ours") {
+		t.Errorf("a foreign device: %v", err)
+	}
+	if err := p.Del(ctx, request(two, "uid-b", "c2")); err != nil {
+		t.Error(err)
+	}
+	node.ip("link", "show", "dev", hostIfName("uid-b"))
+}
+
 func TestPodRefusals(t *testing.T) {
 	ctx := context.Background()
 	node, pod := newNS(t), newNS(t)

@@ -45,7 +45,7 @@ func TestSuite(t *testing.T) {
 			n, dev := newNS(t), unique()
 			n.startTunnel(dev)
 			d := n.openDevice(dev, 51840)
-			if _, err := d.Ensure(1420); err != nil {
+			if _, err := d.Ensure(1420, nil); err != nil {
 				t.Fatal(err)
 			}
 			return newPeers(d.wg, dev)

@@ -310,7 +310,7 @@ func TestBlackholeOutlivesDevice(t *testing.T) {
 	n.ip("route", "add", "default", "via", "192.0.2.2") // where a leak would go
 	n.ip("-6", "route", "add", "default", "dev", "under")
 	d := n.openDevice(dev, 51821)
-	if st, err := d.Ensure(1420); err != nil || !st.Present || st.Kernel {
+	if st, err := d.Ensure(1420, nil); err != nil || !st.Present || st.Kernel {
 		t.Fatalf("%+v %v", st, err)
 	}
 	table := &routes{nl: d.nl, device: dev}
@@ -346,11 +346,11 @@ func TestBlackholeOutlivesDevice(t *testing.T) {
 	if !errors.Is(err, ErrNoTunnel) || !strings.Contains(err.Error(), "2 routes wait") || !strings.Contains(err.Error(), "tombolo-agent tunnel --device "+dev) {
 		t.Errorf("put without a device: %v", err)
 	}
-	if _, err := d.Ensure(1420); !errors.Is(err, ErrNoTunnel) {
+	if _, err := d.Ensure(1420, nil); !errors.Is(err, ErrNoTunnel) {
 		t.Errorf("ensure without a device: %v", err)
 	}
 	n.startTunnel(dev)
-	if st, err := d.Ensure(1420); err != nil || !st.Present {
+	if st, err := d.Ensure(1420, nil); err != nil || !st.Present {
 		t.Fatalf("%+v %v", st, err)
 	}
 	if err := table.Put(rows); err != nil {
@@ -366,7 +366,7 @@ func TestPeersTable(t *testing.T) {
 	dev := unique()
 	n.startTunnel(dev)
 	d := n.openDevice(dev, 51822)
-	if _, err := d.Ensure(1420); err != nil {
+	if _, err := d.Ensure(1420, nil); err != nil {
 		t.Fatal(err)
 	}
 	keys := make([]agent.PeerKey, 20)

@@ -22,12 +22,17 @@ func (n *node) kicked() {
 func (n *node) watchTunnel(ctx context.Context) {
 	const usual, first = 10 * time.Second, 50 * time.Millisecond
 	wait := first
-	for {
+	for moved := false; ; {
 		if n.tunnel() {
 			wait = usual
+			if a := n.running(); a != nil && moved {
+				// A device that was down for a moment has lost its routes.
+				a.Notify(agent.TableRoutes)
+			}
 		} else if wait = min(wait*2, 2*time.Second); wait < first {
 			wait = first
 		}
+		moved = false
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -35,7 +40,7 @@ func (n *node) watchTunnel(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-n.kick:
-			wait = first
+			wait, moved = first, true
 		}
 		timer.Stop()
 	}
@@ -47,10 +52,7 @@ func (n *node) tunnel() bool {
 	n.mu.Lock()
 	old := n.state
 	n.mu.Unlock()
-	st, err := n.device.Ensure(linux.PodMTU(n.underlay.MTU))
-	if err == nil && (!old.Present || st.IfIndex != old.IfIndex) {
-		err = n.objects.AttachTunnel(st.IfIndex)
-	}
+	st, err := n.device.Ensure(linux.PodMTU(n.underlay.MTU), n.objects.AttachTunnel)
 	if err != nil {
 		st.Present = false
 		if old.Present || old.Detail == "" {
