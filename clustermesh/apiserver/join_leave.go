@@ -82,6 +82,9 @@ func (p *Port) tell(ctx context.Context, peer *clustermesh.Peer) error {
 
 // forget leaves nothing of a peer behind.
 func (p *Port) forget(ctx context.Context, cluster string) error {
+	if err := p.tokens.revoke(ctx, cluster); err != nil {
+		return fmt.Errorf("peer %s not removed: its token could not be taken away: %w", cluster, err)
+	}
 	if err := p.peers.Delete(ctx, cluster); err != nil {
 		return fmt.Errorf("peer %s not removed: %w", cluster, err)
 	}

@@ -442,3 +442,33 @@ func TestLeaveAndRemove(t *testing.T) {
 		gone(t, a, b)
 	})
 }
+
+// A token is good for one join: a cluster that was taken out again does not come
+// back by the token that it came with, however long that would still hold.
+func TestRemovedClusterDoesNotComeBackByItsToken(t *testing.T) {
+	for _, how := range []string{"remove", "leave"} {
+		t.Run(how, func(t *testing.T) {
+			a, b := startRig(t, "aws", 1), startRig(t, "gcp", 2)
+			token := a.invite()
+			if err := b.join(token); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			if how == "remove" {
+				_, _, err = a.port.RemovePeer(t.Context(), "gcp", false)
+			} else {
+				_, _, err = a.port.LeaveMesh(t.Context(), false)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantRefusal(t, b.join(token), "knows no such token")
+			if a.peerNames()+b.peerNames() != "" {
+				t.Errorf("aws has %q, gcp has %q", a.peerNames(), b.peerNames())
+			}
+			if err := b.join(a.invite()); err != nil {
+				t.Errorf("with a new token: %v", err)
+			}
+		})
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -143,6 +144,28 @@ func (c *claim) commit(ctx context.Context) error {
 	_, err := c.store.store.Commit(ctx, c.burn()...)
 	if errors.Is(err, kvstore.ErrConflict) {
 		return usedJustNow(c.rec.Kind)
+	}
+	return err
+}
+
+// revoke takes away the join tokens that a cluster has used: until its end one
+// still serves the same cluster with the same CA, which mends a join that broke
+// in the middle, and would bring one back that was removed.
+func (s *tokenStore) revoke(ctx context.Context, cluster string) error {
+	var used []kvstore.Op
+	_, err := s.store.List(ctx, s.key(""), kvstore.Position{}, func(kvs []kvstore.KV) error {
+		for _, kv := range kvs {
+			var rec tokenRecord
+			if json.Unmarshal(kv.Value, &rec) == nil && rec.Kind == certs.JoinToken && rec.UsedBy == cluster {
+				used = append(used, kvstore.Delete(kv.Key))
+			}
+		}
+		return nil
+	})
+	for part := range slices.Chunk(used, kvstore.MaxOps) {
+		if err == nil {
+			_, err = s.store.Commit(ctx, part...)
+		}
 	}
 	return err
 }
