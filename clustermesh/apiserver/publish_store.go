@@ -91,6 +91,14 @@ func (m *storeMemory) seen(at kvstore.Position) {
 	m.saw(at)
 }
 
+// is says whether the position is in the store that was published to, not before
+// what was.
+func (m *storeMemory) is(at kvstore.Position) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last.StoreID == storeIDText(at.StoreID) && at.Revision >= m.last.Revision
+}
+
 // older says whether the position is before what was published to in the same
 // store: it was restored, and nobody has judged it yet.
 func (m *storeMemory) older(at kvstore.Position) bool {

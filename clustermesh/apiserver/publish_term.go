@@ -94,7 +94,7 @@ func (t *term) open(ctx context.Context) error {
 	}
 	fresh, problem := t.memory.judge(at, marker.Key != "")
 	if fresh {
-		if err := t.refill(ctx, marker.Key != "", problem); err != nil {
+		if err := t.refill(ctx, at, problem); err != nil {
 			return err
 		}
 	}
@@ -117,7 +117,7 @@ func (t *term) open(ctx context.Context) error {
 
 // refill puts back what the store lacks and only it knew, and says so. The core
 // hears of it before anything is derived, not when the watch brings it.
-func (t *term) refill(ctx context.Context, marked bool, p *Problem) error {
+func (t *term) refill(ctx context.Context, at kvstore.Position, p *Problem) error {
 	c := t.core
 	if err := c.whenListed(ctx); err != nil {
 		return err
@@ -132,13 +132,17 @@ func (t *term) refill(ctx context.Context, marked bool, p *Problem) error {
 		}
 	})
 	switch {
+	case !got.none() && got.registrations+got.peers == 0:
+		p.What += fmt.Sprintf("; restored %d numbers and notes from %s, no registration and no peer was missing", got.others, t.copy.path)
 	case !got.none():
 		p.What += fmt.Sprintf("; restored %d registrations and %d peers from %s", got.registrations, got.peers, t.copy.path)
-	case t.copy.position().StoreID == 0:
+	case t.copy.position().StoreID == 0 && !t.memory.is(at):
 		p.What += "; there is no copy of registrations and peers to restore"
 		p.Fix += ". Clusters that are missing must join again; nodes register again by themselves within minutes"
-	case !marked:
-		p.What += "; nothing was left to restore"
+	case t.memory.is(at):
+		return nil // a first publication that was broken off: all that only the store knows is there
+	default:
+		p.What += "; it lacks no registration and no peer"
 	}
 	c.problems.Set("store", []Problem{*p})
 	c.log.Warn(p.What, "why", p.Why, "fix", p.Fix)
