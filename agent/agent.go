@@ -43,6 +43,7 @@ const (
 type Agent struct {
 	cfg    Config
 	log    *slog.Logger
+	quiet  *quietLog // of what fails again and again
 	events chan func()
 	wake   chan struct{} // something is to be done that is no event
 	ready  atomic.Bool
@@ -89,13 +90,13 @@ func New(cfg Config, tables Tables) (*Agent, error) {
 	}
 	cfg.Resync = cmp.Or(cfg.Resync, resyncEvery)
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, events: make(chan func(), eventsQueued), wake: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log, quiet: newQuietLog(cfg.Log), events: make(chan func(), eventsQueued), wake: make(chan struct{}, 1),
 		state: newState(cfg, tables), followers: map[string]*follower{}, lost: map[string]lostNote{},
 		refused: map[string]*refusals{}, problems: map[string]clustermesh.Problem{}, fromSnapshot: map[viewName]bool{},
 		snapshots: snapshots{dir: cfg.SnapshotDir, own: cfg.Cluster, dirty: map[viewName]*changedView{}},
 		latency:   newLatency(), started: time.Now(),
 	}
-	a.health = newHealthLoop(cfg.Health, cfg.Prober, tables, cfg.Log)
+	a.health = newHealthLoop(cfg.Health, cfg.Prober, tables, a.quiet)
 	return a, nil
 }
 

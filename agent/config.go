@@ -63,8 +63,8 @@ type Connector interface {
 // agent is not a dead node. It is called from many goroutines at once.
 type Prober interface {
 	// Probe sends one echo request from one tunnel address to another and
-	// returns nil if the answer came within timeout.
-	Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) error
+	// returns how long the answer took; an error if none came within timeout.
+	Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) (roundTrip time.Duration, err error)
 }
 
 // LocalPod is a pod on this node as its network was set up. It is JSON of the

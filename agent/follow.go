@@ -26,19 +26,24 @@ type follower struct {
 	connector Connector
 	deliver   func(ctx context.Context, f *follower, u clustermesh.Update)
 	log       *slog.Logger
+	quiet     *quietLog
 
 	stop context.CancelFunc
 	done sync.WaitGroup
 
 	mu      sync.Mutex
 	status  map[clustermesh.Scope]kvstore.FollowStatus
-	connect error // why the Connector failed; nil = it did not
-	since   time.Time
+	connect error     // why the Connector failed; nil = it did not
+	stands  bool      // every scope is connected
+	since   time.Time // when stands last changed: attempts in between do not count
 }
 
 func (f *follower) start(ctx context.Context) {
 	ctx, f.stop = context.WithCancel(ctx)
-	f.status, f.since = map[clustermesh.Scope]kvstore.FollowStatus{}, time.Now()
+	f.status = map[clustermesh.Scope]kvstore.FollowStatus{}
+	if f.since.IsZero() {
+		f.since = time.Now()
+	}
 	f.done.Go(func() {
 		for ctx.Err() == nil {
 			f.run(ctx)
@@ -57,9 +62,10 @@ func (f *follower) run(ctx context.Context) {
 	f.connect = err
 	f.mu.Unlock()
 	if err != nil {
-		f.log.Warn("cannot connect to cluster", "cluster", f.admission.Cluster, "err", err)
+		f.quiet.failed("connect "+f.admission.Cluster, "cannot connect to cluster; trying again", err, "cluster", f.admission.Cluster)
 		return
 	}
+	f.quiet.works("connect "+f.admission.Cluster, "cluster can be connected to again", "cluster", f.admission.Cluster)
 	if closeStores != nil {
 		defer closeStores()
 	}
@@ -77,18 +83,30 @@ func (f *follower) follow(ctx context.Context, stores []kvstore.Store, scope clu
 	})
 	err := kvstore.Follow(ctx, kvstore.FollowConfig{
 		Stores: stores, Prefix: r.Prefix(), Marker: r.Marker(), Complete: r.Complete, Sink: r,
-		Log: f.log.With("cluster", f.admission.Cluster, "scope", string(scope)),
-		Status: func(s kvstore.FollowStatus) {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.status[scope] = s
-		},
+		Log:    f.log.With("cluster", f.admission.Cluster, "scope", string(scope)),
+		Status: func(s kvstore.FollowStatus) { f.note(scope, s, nil) },
 	})
 	if ctx.Err() == nil {
-		f.mu.Lock()
-		f.connect = err
-		f.mu.Unlock()
-		f.log.Warn("following ended", "cluster", f.admission.Cluster, "err", err)
+		f.note(scope, kvstore.FollowStatus{}, err)
+		f.quiet.failed("follow "+f.admission.Cluster, "following ended; beginning again", err, "cluster", f.admission.Cluster)
+	}
+}
+
+// note takes in where the Follow of one scope stands, or why it ended.
+func (f *follower) note(scope clustermesh.Scope, s kvstore.FollowStatus, ended error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ended != nil {
+		f.connect = ended
+		s.Position, s.Lists = f.status[scope].Position, f.status[scope].Lists
+	}
+	f.status[scope] = s
+	stands := true
+	for _, scope := range f.scopes {
+		stands = stands && f.status[scope].Connected
+	}
+	if stands != f.stands {
+		f.stands, f.since = stands, time.Now()
 	}
 }
 
@@ -105,14 +123,10 @@ type followStatus struct {
 func (f *follower) state() followStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := followStatus{Connected: true, Synced: true, Since: f.since, LastError: f.connect}
+	out := followStatus{Connected: f.stands, Synced: true, Since: f.since, LastError: f.connect}
 	for _, scope := range f.scopes {
 		s, ok := f.status[scope]
-		out.Connected = out.Connected && ok && s.Connected
 		out.Synced = out.Synced && ok && s.Synced
-		if s.Since.After(out.Since) {
-			out.Since = s.Since
-		}
 		if s.Position.Revision > out.Position.Revision {
 			out.Position = s.Position
 		}
@@ -127,13 +141,20 @@ func (f *follower) state() followStatus {
 // syncFollowers starts and stops followers so that there is one for each
 // cluster of the state, with what it is admitted for at present.
 func (a *Agent) syncFollowers(ctx context.Context) {
+	stale := map[string]time.Time{} // of followers replaced: what is known of the cluster is no fresher for it
 	for name, f := range a.followers {
 		c := a.state.clusters[name]
 		if c == nil || !samePeer(c.peer, f.peer) {
 			f.stop()
 			delete(a.followers, name)
 			a.stopping.Go(f.done.Wait)
+			if before := f.state(); !before.Connected {
+				stale[name] = before.Since
+			}
 			if c == nil {
+				a.quiet.forget("connect " + name)
+				a.quiet.forget("follow " + name)
+				delete(a.lost, name)
 				delete(a.refused, name)
 				a.snapshots.forget(name)
 			}
@@ -146,7 +167,7 @@ func (a *Agent) syncFollowers(ctx context.Context) {
 		c := a.state.clusters[name]
 		f := &follower{
 			admission: c.admission(), scopes: c.scopes(), peer: c.peer, connector: a.cfg.Connector,
-			deliver: a.deliver, log: a.log,
+			deliver: a.deliver, log: a.log, quiet: a.quiet, since: stale[name],
 		}
 		a.followers[name] = f
 		f.start(ctx)
@@ -185,6 +206,7 @@ func (a *Agent) deliver(ctx context.Context, f *follower, u clustermesh.Update) 
 func (a *Agent) take(u clustermesh.Update) {
 	if u.Lost != nil {
 		a.lost[u.Cluster] = lostNote{err: u.Lost}
+		a.noteRefused(u, nil)
 		return
 	}
 	delete(a.lost, u.Cluster)
@@ -219,9 +241,14 @@ func (a *Agent) noteRefused(u clustermesh.Update, more []clustermesh.Refusal) {
 	if u.View != nil {
 		delete(r.sample, u.Scope)
 	}
+	for class, n := range u.RefusedByClass {
+		r.counts[class] += n
+	}
+	for _, refusal := range more {
+		r.counts[refusal.Class]++
+	}
 	for _, list := range [][]clustermesh.Refusal{u.Refused, more} {
 		for _, refusal := range list {
-			r.counts[refusal.Class]++
 			if len(r.sample[u.Scope]) < maxRefusalSample {
 				r.sample[u.Scope] = append(r.sample[u.Scope], refusal)
 			}

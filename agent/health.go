@@ -30,6 +30,8 @@ type Evidence struct {
 	Misses int // in a row
 	Good   int // in a row
 	Probes int // so far
+	// RoundTrip is the smoothed round trip of the answers; 0 = none came yet.
+	RoundTrip time.Duration
 }
 
 func (c HealthConfig) withDefaults() HealthConfig {
@@ -92,6 +94,7 @@ func (q *probeQueue) Pop() any {
 
 type nodeHealth struct {
 	evidence Evidence
+	recent   recentProbes
 	down     bool // the verdict
 	since    time.Time
 	queued   bool // in the queue
@@ -189,8 +192,9 @@ func (h *health) due(now time.Time) (probe []NodeKey, next time.Time) {
 	return probe, next
 }
 
-// result takes the outcome of a probe in. It reports whether a verdict changed.
-func (h *health) result(k NodeKey, ok bool, now time.Time) bool {
+// result takes the outcome of a probe in: the round trip counts if it was
+// answered. It reports whether a verdict changed.
+func (h *health) result(k NodeKey, ok bool, roundTrip time.Duration, now time.Time) bool {
 	n := h.nodes[k]
 	if n == nil {
 		return false
@@ -202,7 +206,9 @@ func (h *health) result(k NodeKey, ok bool, now time.Time) bool {
 	}
 	e := &n.evidence
 	e.Probes++
+	n.recent.note(ok, now)
 	if ok {
+		e.RoundTrip = smooth(e.RoundTrip, roundTrip)
 		e.Good, e.Misses = e.Good+1, 0
 		if e.Down && e.Good >= h.cfg.Up {
 			e.Down, e.Since = false, now

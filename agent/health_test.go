@@ -32,7 +32,7 @@ func TestHealthThresholds(t *testing.T) {
 		{b, true, 2, 1}, {b, true, 2, 1}, {b, true, 1, 0}, // up as soon as one is
 	} {
 		now = now.Add(time.Second)
-		h.result(step.node, step.ok, now)
+		h.result(step.node, step.ok, time.Millisecond, now)
 		nodes, clusters := h.rows()
 		if len(nodes) != step.nodes || len(clusters) != step.clusters {
 			t.Fatalf("at %v: %d nodes and %d clusters down, want %d and %d", now.Unix(), len(nodes), len(clusters), step.nodes, step.clusters)
@@ -50,7 +50,7 @@ func TestHealthBoundsProbes(t *testing.T) {
 			due, next := h.due(now)
 			for _, k := range due {
 				probes++
-				h.result(k, true, now)
+				h.result(k, true, time.Millisecond, now)
 			}
 			if next.IsZero() {
 				_, next = h.due(now)
@@ -87,7 +87,7 @@ func TestHealthVerdictsOfOthers(t *testing.T) {
 	now := time.Unix(1000, 0)
 	h.setTargets(targets("10.1.0.1", 3), now)
 	for i := range 3 {
-		h.result(NodeKey{2, uint16(i + 1)}, i != 0, now)
+		h.result(NodeKey{2, uint16(i + 1)}, i != 0, time.Millisecond, now)
 	}
 	if nodes, _ := h.rows(); len(nodes) != 2 {
 		t.Errorf("down: %v", nodes)

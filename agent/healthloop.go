@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
@@ -21,7 +20,7 @@ const (
 // of theirs queues behind anything else.
 type healthLoop struct {
 	prober   Prober
-	log      *slog.Logger
+	quiet    *quietLog
 	nodes    *Delta[NodeKey, HealthRow]
 	clusters *Delta[ClusterKey, HealthRow]
 
@@ -36,10 +35,10 @@ type healthLoop struct {
 	writing sync.Mutex // guards the deltas: Dump reads them from other goroutines
 }
 
-func newHealthLoop(cfg HealthConfig, prober Prober, t Tables, log *slog.Logger) *healthLoop {
+func newHealthLoop(cfg HealthConfig, prober Prober, t Tables, quiet *quietLog) *healthLoop {
 	always := func(clustermesh.ID) bool { return true }
 	return &healthLoop{
-		prober: prober, log: log, wake: make(chan struct{}, 1), machine: newHealth(cfg),
+		prober: prober, quiet: quiet, wake: make(chan struct{}, 1), machine: newHealth(cfg),
 		nodes:    NewDelta(TableNodeHealth, t.NodeHealth, func(NodeKey, HealthRow) clustermesh.ID { return 0 }, always),
 		clusters: NewDelta(TableClusterHealth, t.ClusterHealth, func(ClusterKey, HealthRow) clustermesh.ID { return 0 }, always),
 	}
@@ -57,8 +56,9 @@ func (l *healthLoop) SetTargets(t HealthTargets) {
 }
 
 type probeResult struct {
-	node NodeKey
-	ok   bool
+	node      NodeKey
+	ok        bool
+	roundTrip time.Duration // if ok
 }
 
 // run probes until ctx ends. The rows stay: verdicts outlive the agent.
@@ -90,7 +90,7 @@ func (l *healthLoop) run(ctx context.Context) {
 		for _, k := range due {
 			probing.Go(func() {
 				select {
-				case results <- probeResult{k, l.probe(ctx, k)}:
+				case results <- l.probe(ctx, k):
 				case <-ctx.Done():
 				}
 			})
@@ -130,10 +130,12 @@ func (l *healthLoop) read() bool {
 		for {
 			done, err := d.Resync(MaxBatch)
 			if err != nil {
-				l.log.Warn("cannot read a health table", "table", d.name(), "err", err)
+				l.quiet.failed("read "+d.name(), "cannot read a health table; trying again", err, "table", d.name())
 				ok = false
+				break
 			}
 			if done {
+				l.quiet.works("read "+d.name(), "a health table can be read again", "table", d.name())
 				break
 			}
 		}
@@ -155,15 +157,26 @@ func (l *healthLoop) takeResults(r probeResult, more <-chan probeResult) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
+	var down, up int // verdicts of one turn are one line: a whole cluster may go at once
+	var last NodeKey
+	defer func() {
+		if down+up > 0 {
+			l.quiet.log.Info("node health changed", "down", down, "up", up, "last-cluster", last.Cluster, "last-node", last.Node)
+		}
+	}()
 	for {
 		l.probes++
 		if !r.ok {
 			l.misses++
 		}
-		if l.machine.result(r.node, r.ok, now) {
+		if l.machine.result(r.node, r.ok, r.roundTrip, now) {
 			l.changed = true
-			n := l.machine.nodes[r.node]
-			l.log.Info("node health changed", "cluster", r.node.Cluster, "node", r.node.Node, "down", n.down)
+			if l.machine.nodes[r.node].down {
+				down++
+			} else {
+				up++
+			}
+			last = r.node
 		}
 		select {
 		case r = <-more:
@@ -214,25 +227,29 @@ func (l *healthLoop) nextProbes() ([]NodeKey, time.Time) {
 	return l.machine.due(time.Now())
 }
 
-// probe asks all tunnel addresses of a node at once; one answer is enough.
-func (l *healthLoop) probe(ctx context.Context, k NodeKey) bool {
+// probe asks all tunnel addresses of a node at once; one answer is enough, and
+// the first one's round trip is taken.
+func (l *healthLoop) probe(ctx context.Context, k NodeKey) probeResult {
 	l.mu.Lock()
 	addrs, from, timeout := l.machine.targets.Nodes[k], l.machine.targets.From, l.machine.cfg.Timeout
 	l.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answers := make(chan bool, len(addrs))
+	answers := make(chan probeResult, len(addrs))
 	for _, to := range addrs {
-		go func() { answers <- l.prober.Probe(ctx, sameFamily(from, to), to, timeout) == nil }()
+		go func() {
+			roundTrip, err := l.prober.Probe(ctx, sameFamily(from, to), to, timeout)
+			answers <- probeResult{k, err == nil, roundTrip}
+		}()
 	}
-	ok := false
+	first := probeResult{node: k}
 	for range addrs {
-		if <-answers {
-			ok = true
+		if r := <-answers; r.ok && !first.ok {
+			first = r
 			cancel()
 		}
 	}
-	return ok
+	return first
 }
 
 func sameFamily(from []netip.Addr, to netip.Addr) netip.Addr {
@@ -261,7 +278,7 @@ func (l *healthLoop) dump(name string, actual bool) (string, bool) {
 type healthReport struct {
 	Nodes    map[NodeKey]HealthRow
 	Clusters map[ClusterKey]HealthRow
-	Evidence map[NodeKey]Evidence
+	Paths    map[NodeKey]pathReport // of every node that is or was probed
 	Probes   uint64
 	Misses   uint64
 	Interval time.Duration
@@ -272,10 +289,12 @@ func (l *healthLoop) report() healthReport {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := healthReport{Probes: l.probes, Misses: l.misses, Interval: l.machine.every,
-		Targets: len(l.machine.targets.Nodes), Evidence: map[NodeKey]Evidence{}}
+		Targets: len(l.machine.targets.Nodes), Paths: map[NodeKey]pathReport{}}
 	r.Nodes, r.Clusters = l.machine.rows()
+	now := time.Now()
 	for k, n := range l.machine.nodes {
-		r.Evidence[k] = n.evidence
+		sent, missed := n.recent.sum(now)
+		r.Paths[k] = pathReport{RoundTrip: n.evidence.RoundTrip, Sent: sent, Missed: missed}
 	}
 	return r
 }

@@ -17,20 +17,22 @@ import (
 type reachable struct {
 	mu   sync.Mutex
 	dark map[netip.Addr]bool
+
+	roundTrip time.Duration // of the others
 }
 
-func (r *reachable) Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) error {
+func (r *reachable) Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) (time.Duration, error) {
 	r.mu.Lock()
 	dark := r.dark[to]
 	r.mu.Unlock()
 	if !dark {
-		return nil
+		return r.roundTrip, nil
 	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(timeout):
 	}
-	return errors.New("no answer")
+	return 0, errors.New("no answer")
 }
 
 func (r *reachable) set(dark bool, addrs ...netip.Addr) {

@@ -83,6 +83,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		if err != nil {
 			a.snapshotFailed(err)
 		} else if a.snapshots.present != nil {
+			a.quiet.works("snapshot", "snapshots are written again")
 			delete(a.problems, "snapshot")
 		}
 		busy, next = more, again
@@ -112,7 +113,7 @@ func (a *Agent) viewOf(n viewName) (*clustermesh.View, clustermesh.ID) {
 }
 
 func (a *Agent) snapshotFailed(err error) {
-	a.log.Warn("snapshot not written", "err", err)
+	a.quiet.failed("snapshot", "snapshot not written; trying again", err)
 	a.problems["snapshot"] = clustermesh.Problem{
 		What: "the last-good snapshot cannot be written to " + a.cfg.SnapshotDir, Why: err.Error(),
 		Fix: "make room and make the directory writable; without it a reboot needs the control plane",

@@ -37,6 +37,8 @@ var (
 	descNodes     = desc("cluster_nodes", "Nodes of the cluster.", "cluster")
 	descDown      = desc("cluster_down", "1 if no node of the cluster answers through the tunnel.", "cluster")
 	descNodesDown = desc("cluster_nodes_down", "Nodes of the cluster that do not answer through the tunnel.", "cluster")
+	descRoundTrip = desc("cluster_round_trip_seconds", "Median of the smoothed round trips to the cluster's nodes; absent before the first answer.", "cluster")
+	descLoss      = desc("cluster_probe_loss_ratio", "Share of the last minute's probes to the cluster's nodes without an answer; absent if there were none.", "cluster")
 	descRefused   = desc("records_refused_total", "Records that were not believed.", "cluster", "reason")
 	descProbes    = desc("health_probes_total", "Probes of nodes.")
 	descMisses    = desc("health_probe_misses_total", "Probes without an answer.")
@@ -60,6 +62,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descReady, descWanted, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
+		descRoundTrip, descLoss,
 		descRefused, descProbes, descMisses, descProblems, descServices, descPods,
 	} {
 		out <- d
@@ -112,6 +115,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descNodes, float64(cl.Nodes), cl.Name)
 		gauge(descDown, oneIf(cl.Down), cl.Name)
 		gauge(descNodesDown, float64(len(cl.NodesDown)), cl.Name)
+		if rtt := cl.Path.RoundTripMS; rtt != nil {
+			gauge(descRoundTrip, *rtt/1000, cl.Name)
+		}
+		if loss := cl.Path.LossPercent; loss != nil {
+			gauge(descLoss, *loss/100, cl.Name)
+		}
 		for reason, n := range cl.Refused {
 			counter(descRefused, n, cl.Name, reason)
 		}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -17,6 +18,7 @@ const tunnelOverhead = 80
 type PlanInput struct {
 	Own         *clustermesh.Node // this node; nil = not registered yet: routes have no source
 	OwnNodes    []*clustermesh.Node
+	OwnPrefixes []netip.Prefix // pod prefixes of the own cluster; no other cluster's node has a part of them
 	OnLink      []netip.Prefix // this node's underlay interfaces
 	Remote      []PlanCluster
 	UnderlayMTU uint16
@@ -25,6 +27,8 @@ type PlanInput struct {
 // PlanCluster is a remote cluster: what it was admitted for, and its nodes.
 type PlanCluster struct {
 	Name        string
+	ID          clustermesh.ID
+	Joined      time.Time // zero = at the beginning
 	PodPrefixes []netip.Prefix
 	Nodes       []*clustermesh.Node
 }
@@ -32,16 +36,23 @@ type PlanCluster struct {
 // Plan says which WireGuard peers and routes this node should have. Pure, and
 // the order of its input does not matter.
 //
+// A cluster may lie only about itself: a WireGuard key, a pod prefix or a tunnel
+// address that clusters claim both belongs to the one that was there first (the
+// own one, then by time of joining, then by ID), and the other's claim is a
+// Problem.
+//
 // A neighbour of the own cluster on the same L2 gets direct routes; every other
 // node a WireGuard peer that may carry exactly its pod prefixes, and tunnel
 // routes. Every prefix behind the tunnel, and every prefix a peer was admitted
 // for, has a blackhole route as well, so that losing the device loses
 // connectivity and never secrecy.
 func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow, problems []clustermesh.Problem) {
-	p := planner{in: in, peers: map[PeerKey]PeerRow{}, routes: map[RouteKey]RouteRow{}, claimed: map[netip.Prefix]string{}, keys: map[PeerKey]string{}}
+	p := planner{in: in, peers: map[PeerKey]PeerRow{}, routes: map[RouteKey]RouteRow{}, claimed: newClaims(in), keys: map[PeerKey]string{}}
 	p.ownNodes()
 	remote := slices.Clone(in.Remote)
-	slices.SortFunc(remote, func(a, b PlanCluster) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(remote, func(a, b PlanCluster) int {
+		return cmp.Or(a.Joined.Compare(b.Joined), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Name, b.Name))
+	})
 	for _, c := range remote {
 		for _, prefix := range c.PodPrefixes {
 			p.blackhole(prefix)
@@ -57,8 +68,8 @@ type planner struct {
 	in       PlanInput
 	peers    map[PeerKey]PeerRow
 	routes   map[RouteKey]RouteRow
-	claimed  map[netip.Prefix]string // by which node
-	keys     map[PeerKey]string
+	claimed  *claims
+	keys     map[PeerKey]string // whose they are
 	problems []clustermesh.Problem
 }
 
@@ -71,8 +82,12 @@ func byName(nodes []*clustermesh.Node) []*clustermesh.Node {
 func (p *planner) ownNodes() {
 	if p.in.Own != nil {
 		for _, prefix := range p.in.Own.PodPrefixes {
-			p.claimed[prefix.Masked()] = p.in.Own.Name
+			p.claimed.add(prefix, claim{"", p.in.Own.Name})
 		}
+		p.keys[PeerKey(p.in.Own.WireGuardKey)] = p.in.Own.Name
+	}
+	for _, prefix := range p.in.OwnPrefixes {
+		p.claimed.add(prefix, claim{"", ""})
 	}
 	for _, n := range byName(p.in.OwnNodes) {
 		if p.in.Own != nil && n.Name == p.in.Own.Name {
@@ -80,6 +95,8 @@ func (p *planner) ownNodes() {
 		}
 		if p.in.Own == nil || !p.direct(n) {
 			p.tunnel("", n)
+		} else if key := PeerKey(n.WireGuardKey); p.keys[key] == "" {
+			p.keys[key] = n.Name // no peer has it, and no other cluster's node may
 		}
 	}
 }
@@ -120,6 +137,8 @@ func (p *planner) neighbour(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
 
 // tunnel gives a node a WireGuard peer and tunnel routes.
 func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
+	key := PeerKey(n.WireGuardKey)
+	mayHavePeer := key != PeerKey{} && p.mayHavePeer(cluster, n)
 	var allowed []netip.Prefix
 	for _, prefix := range n.PodPrefixes {
 		prefix = prefix.Masked()
@@ -129,14 +148,7 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 		p.blackhole(prefix)
 		allowed = append(allowed, prefix)
 	}
-	key := PeerKey(n.WireGuardKey)
-	if key == (PeerKey{}) || p.in.Own != nil && PeerKey(p.in.Own.WireGuardKey) == key {
-		return
-	}
-	if other, twice := p.keys[key]; twice {
-		p.problem(fmt.Sprintf("node %s has the WireGuard key of node %s", nodeLabel(cluster, n), other),
-			"two nodes with one key cannot be told apart, so the second gets no traffic",
-			"delete the key on one of them and let it register again")
+	if !mayHavePeer {
 		return
 	}
 	p.keys[key] = nodeLabel(cluster, n)
@@ -151,26 +163,43 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 	}
 }
 
-// claim gives a prefix to the first node that names it: own cluster first, then
-// by cluster and node name.
-func (p *planner) claim(cluster string, n *clustermesh.Node, prefix netip.Prefix) bool {
-	prefix = prefix.Masked()
-	other, taken := p.claimed[prefix]
-	if taken && other != nodeLabel(cluster, n) {
-		p.problem(fmt.Sprintf("pod prefix %s belongs to node %s and to node %s", prefix, other, nodeLabel(cluster, n)),
-			"one prefix leads to one node; the second is ignored", "give one of the nodes another pod prefix")
+// mayHavePeer reports whether a node's key and tunnel addresses are its own.
+func (p *planner) mayHavePeer(cluster string, n *clustermesh.Node) bool {
+	if other, twice := p.keys[PeerKey(n.WireGuardKey)]; twice {
+		p.problem(fmt.Sprintf("node %s has the WireGuard key of node %s", nodeLabel(cluster, n), other),
+			"two nodes with one key cannot be told apart, so the second gets no traffic",
+			"delete the key on one of them and let it register again")
 		return false
 	}
-	p.claimed[prefix] = nodeLabel(cluster, n)
+	for _, a := range n.TunnelAddresses {
+		if c, taken := p.claimed.find(netip.PrefixFrom(a, a.BitLen()), cluster); taken {
+			p.problem(fmt.Sprintf("tunnel address %s of node %s is in a pod prefix of %s", a, nodeLabel(cluster, n), c),
+				"a cluster speaks only for itself; the node gets no traffic", "give the node another pod prefix")
+			return false
+		}
+	}
 	return true
 }
 
-func nodeLabel(cluster string, n *clustermesh.Node) string {
-	if cluster == "" {
-		return n.Name
+// claim gives a prefix to the first node that names it: own cluster first, then
+// by cluster and node name.
+func (p *planner) claim(cluster string, n *clustermesh.Node, prefix netip.Prefix) bool {
+	me := claim{cluster, n.Name}
+	if other, taken := p.claimed.same(prefix); taken && other != me && other.node != "" {
+		p.problem(fmt.Sprintf("pod prefix %s belongs to node %s and to node %s", prefix, other.label(), me.label()),
+			"one prefix leads to one node; the second is ignored", "give one of the nodes another pod prefix")
+		return false
 	}
-	return cluster + "/" + n.Name
+	if other, taken := p.claimed.find(prefix, cluster); taken {
+		p.problem(fmt.Sprintf("pod prefix %s of node %s overlaps one of %s", prefix, me.label(), other),
+			"a cluster speaks only for itself; the prefix is ignored", "give the clusters pod prefixes of their own")
+		return false
+	}
+	p.claimed.add(prefix, me)
+	return true
 }
+
+func nodeLabel(cluster string, n *clustermesh.Node) string { return claim{cluster, n.Name}.label() }
 
 func (p *planner) problem(what, why, fix string) {
 	p.problems = append(p.problems, clustermesh.Problem{What: what, Why: why, Fix: fix})

@@ -16,10 +16,9 @@ func (a *Agent) readKernel(ctx context.Context) bool {
 		for !d.Scanned() {
 			done, err := d.Resync(turnResync)
 			if err != nil {
-				a.log.Warn("cannot read a table; trying again", "table", d.name(), "err", err)
-				a.problems["read "+d.name()] = readProblem(d.name(), err)
+				a.readFailed(d.name(), err)
 			} else if done {
-				delete(a.problems, "read "+d.name())
+				a.readWorks(d.name())
 			}
 			if !a.pause(ctx, err) {
 				return false
@@ -69,6 +68,16 @@ func (a *Agent) nextResync() time.Time {
 	return time.Now().Add(a.cfg.Resync + rand.N(a.cfg.Resync/4+1))
 }
 
+func (a *Agent) readFailed(table string, err error) {
+	a.quiet.failed("read "+table, "cannot read a table; trying again", err, "table", table)
+	a.problems["read "+table] = readProblem(table, err)
+}
+
+func (a *Agent) readWorks(table string) {
+	a.quiet.works("read "+table, "a table can be read again", "table", table)
+	delete(a.problems, "read "+table)
+}
+
 func readProblem(table string, err error) clustermesh.Problem {
 	return clustermesh.Problem{
 		What: "table " + table + " cannot be read", Why: err.Error(),
@@ -95,13 +104,12 @@ func (a *Agent) resyncStep(now time.Time) (more bool) {
 	done, err := d.Resync(turnResync)
 	switch {
 	case err != nil:
-		a.log.Warn("cannot read a table; trying again", "table", d.name(), "err", err)
-		a.problems["read "+d.name()] = readProblem(d.name(), err)
+		a.readFailed(d.name(), err)
 		a.resync = append(a.resync[1:], d)
 		a.retryAt = now.Add(resyncRetry)
 		return false
 	case done:
-		delete(a.problems, "read "+d.name())
+		a.readWorks(d.name())
 		a.resync = a.resync[1:]
 	}
 	return true

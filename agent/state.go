@@ -232,9 +232,12 @@ func (s *State) plan() {
 		nodes := slices.Collect(maps.Values(c.nodes))
 		if c.peer == nil {
 			in.Own, in.OwnNodes = c.nodes[s.node], nodes
+			if v := c.export(); v != nil && v.Cluster() != nil {
+				in.OwnPrefixes = v.Cluster().PodPrefixes
+			}
 			continue
 		}
-		in.Remote = append(in.Remote, PlanCluster{Name: c.name, PodPrefixes: c.peer.PodPrefixes, Nodes: nodes})
+		in.Remote = append(in.Remote, PlanCluster{Name: c.name, ID: c.id, Joined: c.peer.Joined, PodPrefixes: c.peer.PodPrefixes, Nodes: nodes})
 	}
 	peers, routes, problems := Plan(in)
 	s.planProblems = problems

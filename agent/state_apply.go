@@ -82,6 +82,8 @@ func (s *State) nowLive(c *clusterState, scope clustermesh.Scope) {
 // take notes one change of a view.
 func (s *State) take(c *clusterState, ch clustermesh.Change) {
 	switch ch.Key.Kind {
+	case clustermesh.KindCluster:
+		s.planDirty = s.planDirty || c.peer == nil // its pod prefixes are nobody else's
 	case clustermesh.KindNode:
 		s.takeNode(c, ch.Key.Name)
 	case clustermesh.KindAddress:

@@ -46,6 +46,7 @@ type ClusterStatus struct {
 	Revision     int64             `json:"revision,omitempty"`
 	Incarnation  string            `json:"incarnation,omitempty"`
 	Version      string            `json:"version,omitempty"`
+	Path         PathStatus        `json:"path"` // to its nodes, as the probes find it
 	Down         bool              `json:"down"` // all its nodes are judged down
 	Nodes        int               `json:"nodes"`
 	NodesDown    []string          `json:"nodesDown,omitempty"`
@@ -158,12 +159,18 @@ func (a *Agent) clusterStatus(c *clusterState, report healthReport) ClusterStatu
 		}
 	}
 	_, s.Down = report.Clusters[ClusterKey(c.id)]
+	var paths []pathReport
 	for _, n := range c.nodes {
-		if _, down := report.Nodes[NodeKey{uint16(c.id), n.Number}]; down {
+		k := NodeKey{uint16(c.id), n.Number}
+		if _, down := report.Nodes[k]; down {
 			s.NodesDown = append(s.NodesDown, n.Name)
+		}
+		if p, is := report.Paths[k]; is {
+			paths = append(paths, p)
 		}
 	}
 	slices.Sort(s.NodesDown)
+	s.Path = pathStatus(paths, s.Down, len(s.NodesDown))
 	if r := a.refused[c.name]; r != nil && len(r.counts) > 0 {
 		s.Refused = map[string]uint64{}
 		for class, n := range r.counts {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"slices"
 	"strconv"
@@ -111,12 +112,42 @@ func (l *line) describeProbe(p *Probe) {
 	l.number("failure", uint64(p.FailureThreshold))
 }
 
-// describeBundle shows a fingerprint: the certificates themselves fit no line.
-func (l *line) describeBundle(pem []byte) {
-	if len(pem) > 0 {
-		sum := sha256.Sum256(pem)
-		l.field("ca", fmt.Sprintf("%s(%dB)", hex.EncodeToString(sum[:8]), len(pem)))
+// describeBundle shows the fingerprint of the first certificate, of which every
+// place that shows one shows the beginning, and while a CA is replaced how many
+// more there are: the certificates themselves fit no line.
+func (l *line) describeBundle(bundle []byte) {
+	if len(bundle) == 0 {
+		return
 	}
+	var first string
+	more := 0
+	for rest := bundle; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		switch {
+		case block.Type != "CERTIFICATE":
+		case first == "":
+			first = shortHash(block.Bytes)
+		default:
+			more++
+		}
+	}
+	switch {
+	case first == "":
+		l.field("ca", fmt.Sprintf("unreadable(%s,%dB)", shortHash(bundle), len(bundle)))
+	case more > 0:
+		l.field("ca", fmt.Sprintf("%s+%d", first, more))
+	default:
+		l.field("ca", first)
+	}
+}
+
+// shortHash is the first 16 hexadecimal digits of a SHA-256.
+func shortHash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 func describeIdentity(i Identity) string {

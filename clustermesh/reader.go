@@ -1,11 +1,13 @@
 package clustermesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
@@ -35,9 +37,10 @@ type Update struct {
 	// Lost: there is no connection at present, and why. Nothing is deleted.
 	Lost error
 	// Refused are the first of the records that were not believed;
-	// RefusedTotal counts them all.
-	Refused      []Refusal
-	RefusedTotal int
+	// RefusedTotal counts them all, RefusedByClass (nil = none) by their class.
+	Refused        []Refusal
+	RefusedTotal   int
+	RefusedByClass map[RefusalClass]uint64
 }
 
 // ReaderConfig makes a Reader.
@@ -71,9 +74,16 @@ type Reader struct {
 	fresh       *View // between Begin and Synced
 	incarnation uint64
 
-	refused      []Refusal
-	refusedTotal int
-	counts       [len(refusalClasses)]atomic.Uint64
+	// What was refused since the last Update: the words are of the list under
+	// way, the numbers of everything, broken lists too.
+	refused        []Refusal
+	refusedTotal   int
+	refusedByClass map[RefusalClass]uint64
+
+	counts [len(refusalClasses)]atomic.Uint64
+
+	sayingSince  time.Time // the present time of counting log lines
+	said, unsaid int       // in it
 }
 
 var refusalClasses = [...]RefusalClass{
@@ -145,7 +155,7 @@ func (r *Reader) Begin(_ kvstore.Position, marker []byte) error {
 	r.decoder = newDecoder(true)
 	r.fresh = NewView(r.cfg.Admission, r.cfg.Scope)
 	r.fresh.self, r.fresh.keys, r.fresh.bytes = c, 1, footprint(c)
-	r.refused, r.refusedTotal = nil, 0
+	r.refused = nil
 	return nil
 }
 
@@ -291,8 +301,8 @@ func (r *Reader) Lost(err error) {
 
 func (r *Reader) send(u Update) {
 	u.Cluster, u.Scope, u.Incarnation = r.cfg.Admission.Cluster, r.cfg.Scope, r.incarnation
-	u.Refused, u.RefusedTotal = r.refused, r.refusedTotal
-	r.refused, r.refusedTotal = nil, 0
+	u.Refused, u.RefusedTotal, u.RefusedByClass = r.refused, r.refusedTotal, r.refusedByClass
+	r.refused, r.refusedTotal, r.refusedByClass = nil, 0, nil
 	r.cfg.Out(u)
 }
 
@@ -308,13 +318,40 @@ func (r *Reader) refuse(key string, err error) RefusalClass {
 		}
 	}
 	r.refusedTotal++
+	if r.refusedByClass == nil {
+		r.refusedByClass = map[RefusalClass]uint64{}
+	}
+	r.refusedByClass[class]++
 	if len(r.refused) < maxRefusals {
 		refusal := Refusal{Key: quote(key), Class: class, Reason: err.Error()}
 		r.refused = append(r.refused, refusal)
-		r.cfg.Log.Warn("record refused; the last good one stays", "cluster", r.cfg.Admission.Cluster,
-			"key", refusal.Key, "class", class, "reason", refusal.Reason)
+		r.say(refusal)
 	}
 	return class
+}
+
+// A peer may send refused records as fast as it likes: of these, at most
+// refusalsSaid in refusalsEvery are logged one by one.
+const (
+	refusalsSaid  = 10
+	refusalsEvery = 30 * time.Second
+)
+
+// say logs a refusal, unless many were logged a moment ago.
+func (r *Reader) say(refusal Refusal) {
+	if now := time.Now(); now.Sub(r.sayingSince) >= refusalsEvery {
+		if r.unsaid > 0 {
+			r.cfg.Log.Warn("more records were refused", "cluster", r.cfg.Admission.Cluster, "scope", r.cfg.Scope, "times", r.unsaid)
+		}
+		r.sayingSince, r.said, r.unsaid = now, 0, 0
+	}
+	level := slog.LevelWarn
+	if r.said++; r.said > refusalsSaid {
+		r.unsaid++
+		level = slog.LevelDebug
+	}
+	r.cfg.Log.Log(context.Background(), level, "record refused; the last good one stays", "cluster", r.cfg.Admission.Cluster,
+		"key", refusal.Key, "class", refusal.Class, "reason", refusal.Reason)
 }
 
 // RefusedCounts are the records refused so far, by class. Safe for concurrent use.

@@ -62,6 +62,7 @@ type follower struct {
 	failures int         // in a row
 	behind   []time.Time // per replica: since when all its answers were that pos lies in its future
 	tried    int         // attempts since the last success
+	said     []saidError // per replica
 }
 
 // Follow keeps c.Sink supplied with what is under c.Prefix until ctx ends, and
@@ -86,6 +87,7 @@ func Follow(ctx context.Context, c FollowConfig) error {
 		FollowConfig: c,
 		mustList:     true,
 		behind:       make([]time.Time, len(c.Stores)),
+		said:         make([]saidError, len(c.Stores)),
 	}
 	for ctx.Err() == nil {
 		f.status.Store = f.store
@@ -126,9 +128,32 @@ func (f *follower) failed(ctx context.Context, err error) {
 	f.status.LastError = err
 	f.report()
 	wait := f.pause(err)
-	f.Log.Info("not connected", "prefix", f.Prefix, "store", f.store, "error", err, "retry", wait)
+	f.Log.Log(ctx, f.level(err), "not connected", "prefix", f.Prefix, "store", f.store, "error", err, "retry", wait)
 	f.store = (f.store + 1) % len(f.Stores)
 	sleep(ctx, wait)
+}
+
+// level is how loud a failure is: the first few with one text are heard, after
+// them the same text says nothing new.
+func (f *follower) level(err error) slog.Level {
+	said := &f.said[f.store]
+	if text := err.Error(); said.text != text {
+		*said = saidError{text: text}
+	}
+	said.times++
+	if said.times > saidAloud {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
+// saidAloud is how often in a row one replica's error is logged as information.
+const saidAloud = 3
+
+// saidError is what was logged of a replica last, and how often in a row.
+type saidError struct {
+	text  string
+	times int
 }
 
 // pause is how long to wait before the next attempt: within a round of all
@@ -173,6 +198,7 @@ func (f *follower) judge(err error) {
 func (f *follower) heard() {
 	f.tried = 0
 	clear(f.behind)
+	clear(f.said)
 }
 
 // mayLeap reports whether a list may be older than our position: every replica

@@ -48,8 +48,9 @@ func (p *Prober) Close() {
 }
 
 // Probe sends one request from a local address (the tunnel address; not valid =
-// any) to another, and returns nil when its reply came within timeout.
-func (p *Prober) Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) error {
+// any) to another, and returns how long its reply took; an error when none came
+// within timeout.
+func (p *Prober) Probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) (time.Duration, error) {
 	s := p.v6
 	if to.Is4() {
 		s = p.v4
@@ -71,7 +72,7 @@ type echoSocket struct {
 
 type echoWait struct {
 	to    netip.Addr
-	reply chan struct{}
+	reply chan time.Time // when it came; taken by the receiver, so that a busy prober adds nothing
 }
 
 func openEcho(network, any string) (*echoSocket, error) {
@@ -120,16 +121,17 @@ func (s *echoSocket) answered(packet []byte, from net.Addr) {
 	}
 	addr, _ := netip.AddrFromSlice(ip.IP)
 	id := uint32(echo.ID)<<16 | uint32(echo.Seq)
+	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w := s.waiting[id]; w != nil && w.to == addr.Unmap() {
 		delete(s.waiting, id)
-		close(w.reply)
+		w.reply <- now
 	}
 }
 
-func (s *echoSocket) probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) error {
-	w := &echoWait{to: to.Unmap(), reply: make(chan struct{})}
+func (s *echoSocket) probe(ctx context.Context, from, to netip.Addr, timeout time.Duration) (time.Duration, error) {
+	w := &echoWait{to: to.Unmap(), reply: make(chan time.Time, 1)}
 	s.mu.Lock()
 	s.next++
 	id := s.next
@@ -140,20 +142,21 @@ func (s *echoSocket) probe(ctx context.Context, from, to netip.Addr, timeout tim
 		delete(s.waiting, id)
 		s.mu.Unlock()
 	}()
+	sent := time.Now()
 	if err := s.send(id, from, to); err != nil {
-		return fmt.Errorf("probe %s from %s: %w", to, from, err)
+		return 0, fmt.Errorf("probe %s from %s: %w", to, from, err)
 	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
-	case <-w.reply:
-		return nil
+	case at := <-w.reply:
+		return at.Sub(sent), nil
 	case <-timer.C:
-		return fmt.Errorf("probe %s from %s: no answer within %s", to, from, timeout)
+		return 0, fmt.Errorf("probe %s from %s: no answer within %s", to, from, timeout)
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	case <-s.done:
-		return net.ErrClosed
+		return 0, net.ErrClosed
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
@@ -228,6 +229,25 @@ func (c *Client) sign(ctx context.Context, csr []byte) (chain, bundle []byte, er
 	return chain, bundle, err
 }
 
+// sameFailure counts how often in a row an attempt failed with one text.
+type sameFailure struct {
+	text  string
+	times int
+}
+
+// level is how loud the next failure is: the first few with one text are heard,
+// after them it says nothing new (the status names it all the time).
+func (s *sameFailure) level(err error) slog.Level {
+	if text := err.Error(); s.text != text {
+		*s = sameFailure{text: text}
+	}
+	s.times++
+	if s.times > 3 {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
+}
+
 // Run registers the node and keeps it registered, and renews its certificate at
 // half-life, until ctx ends. Failures are logged, kept as Problem, and retried:
 // nothing that works stops working because of them.
@@ -240,16 +260,17 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 	}()
 	wait := retryFirst
+	var failures sameFailure
 	for ctx.Err() == nil {
 		var next time.Duration
 		if err := c.Register(ctx); err != nil {
 			if ctx.Err() != nil {
 				break
 			}
-			c.log.Warn("node not registered; what is known keeps working", "err", err, "retry", wait)
+			c.log.Log(ctx, failures.level(err), "node not registered; what is known keeps working", "err", err, "retry", wait)
 			next, wait = pause(wait), min(wait*2, retryMost)
 		} else {
-			next, wait = pause(again), retryFirst
+			next, wait, failures = pause(again), retryFirst, sameFailure{}
 			if !started {
 				started = true
 				go func() {

@@ -22,7 +22,7 @@ func newCleanup() *cobra.Command {
 pods, the tunnel addresses and the WireGuard configuration in the present network
 namespace. It refuses while an agent runs. The state directory stays: with it, the node
 comes back as the same node. Pods lose their network until they are added again.`,
-		Example: "  tombolo-agent cleanup --state-dir /var/lib/tombolo --bpffs /sys/fs/bpf/tombolo --wireguard-device tombolo0",
+		Example: "  tombolo-agent cleanup --state-dir /var/lib/tombolo/agent --bpffs /sys/fs/bpf/tombolo --wireguard-device tombolo0",
 		Args:    cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(*cobra.Command, []string) error { return cleanup(o) },
 	}

@@ -47,7 +47,7 @@ afterwards; it starts from what its state directory holds when no server is in r
 
 Stopping it takes nothing away: what is in the kernel keeps working, and the next start
 goes on from there. To take everything off the node, run "tombolo-agent cleanup".`,
-		Example: `  tombolo-agent --node node-1 --state-dir /var/lib/tombolo --token-file /etc/tombolo/token \
+		Example: `  tombolo-agent --node node-1 --state-dir /var/lib/tombolo/agent --token-file /etc/tombolo/token \
       --socket /run/tombolo/agent.sock --cgroup /sys/fs/cgroup --bpffs /sys/fs/bpf/tombolo \
       --wireguard-device tombolo0 --wireguard-port 51820`,
 		Args:          cobra.NoArgs,
@@ -66,6 +66,7 @@ goes on from there. To take everything off the node, run "tombolo-agent cleanup"
 				return err
 			}
 			defer stop()
+			frugal()
 			return run(cmd.Context(), o, log)
 		},
 	}
@@ -84,7 +85,7 @@ goes on from there. To take everything off the node, run "tombolo-agent cleanup"
 // shared are the flags that say what is this agent's on the node.
 func shared(cmd *cobra.Command, o *options) {
 	f := cmd.Flags()
-	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo", "`DIR` for keys, certificate, snapshot and pod addresses (mode 0700)")
+	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo/agent", "`DIR` for keys, certificate, snapshot and pod addresses (mode 0700)")
 	f.StringVar(&o.socket, "socket", "/run/tombolo/agent.sock", "`PATH` of the Unix socket of the API")
 	f.StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf/tombolo", "`DIR` of a bpffs for pinned maps and links")
 	f.StringVar(&o.device, "wireguard-device", "tombolo0", "`NAME` of the WireGuard device; unique on the machine")

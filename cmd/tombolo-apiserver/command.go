@@ -40,12 +40,12 @@ type options struct {
 }
 
 const example = `  # A cluster with an etcd of its own in the process:
-  tombolo-apiserver --cluster aws --cluster-id 1 --state-dir /var/lib/tombolo \
+  tombolo-apiserver --cluster aws --cluster-id 1 --state-dir /var/lib/tombolo/apiserver \
     --manifests /etc/tombolo/manifests --pod-prefix 10.1.0.0/16 \
     --listen :9443 --advertise mesh.aws.example:9443 --socket /run/tombolo/apiserver.sock
 
   # Two replicas over an external etcd: run this on two machines.
-  tombolo-apiserver --cluster gcp --cluster-id 2 --state-dir /var/lib/tombolo \
+  tombolo-apiserver --cluster gcp --cluster-id 2 --state-dir /var/lib/tombolo/apiserver \
     --manifests /etc/tombolo/manifests --pod-prefix 10.2.0.0/16 \
     --listen :9443 --advertise a.gcp.example:9443,b.gcp.example:9443 \
     --socket /run/tombolo/apiserver.sock --ca-cert ca.pem --ca-key ca.key \
@@ -84,7 +84,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.SortFlags = false
 	f.StringVar(&o.cluster, "cluster", "", "name of the cluster, unique in the mesh: a DNS label")
 	f.Uint16Var(&o.id, "cluster-id", 0, "number of the cluster, 1–4095, unique in the mesh")
-	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo", "folder for all that a restart must know: CA, certificate, embedded etcd")
+	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo/apiserver", "folder for all that a restart must know: CA, certificate, embedded etcd")
 	f.StringVar(&o.manifests, "manifests", "", "folder tree of Kubernetes manifests (.yaml, .yml, .json), watched")
 	f.StringVar(&o.listen, "listen", ":9443", "host:port of the mesh port")
 	f.StringSliceVar(&o.advertise, "advertise", nil, "host:port at which other clusters and agents reach the mesh port, in order of preference (default: --listen)")

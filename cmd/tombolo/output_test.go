@@ -34,11 +34,11 @@ func agentAnswers() map[string]any {
 		"/v1/status": agent.Status{
 			APIVersion: agent.APIVersion, Kind: "AgentStatus", Node: "n1", Cluster: "aws", ClusterID: 1, Ready: true, Started: *ago(3 * time.Hour),
 			Clusters: []agent.ClusterStatus{
-				{Name: "aws", ID: 1, Local: true, Connected: true, Synced: true, Nodes: 2, Records: 19, Revision: 42, StoreID: "a1"},
-				{Name: "azure", ID: 3, Synced: true, StaleSince: ago(90 * time.Second), LastError: "connection refused", Nodes: 2, NodesDown: []string{"n1", "n2"}, Down: true, Records: 11, Revision: 7},
-				{Name: "edge", ID: 4, FromSnapshot: true, StaleSince: ago(5 * time.Minute), Nodes: 3, NodesDown: []string{"n2"}, Records: 9},
-				{Name: "gcp", ID: 2, Connected: true, Synced: true, Nodes: 2, Records: 11, Refused: map[string]uint64{"prefix": 2, "identity": 1}, Revision: 32},
-				{Name: nasty, ID: 5, Connected: true, FromSnapshot: true},
+				{Name: "aws", ID: 1, Local: true, Connected: true, Synced: true, Nodes: 2, Records: 19, Revision: 42, StoreID: "a1", Path: path(agent.PathUp, 0.31, 0)},
+				{Name: "azure", ID: 3, Synced: true, StaleSince: ago(90 * time.Second), LastError: "connection refused", Nodes: 2, NodesDown: []string{"n1", "n2"}, Down: true, Records: 11, Revision: 7, Path: path(agent.PathDown, 38.04, 100)},
+				{Name: "edge", ID: 4, FromSnapshot: true, StaleSince: ago(5 * time.Minute), Nodes: 3, NodesDown: []string{"n2"}, Records: 9, Path: path(agent.PathDegraded, 123.4, 0.04)},
+				{Name: "gcp", ID: 2, Connected: true, Synced: true, Nodes: 2, Records: 11, Refused: map[string]uint64{"prefix": 2, "identity": 1}, Revision: 32, Path: path(agent.PathUp, 1.5, 12.25)},
+				{Name: nasty, ID: 5, Connected: true, FromSnapshot: true, Path: agent.PathStatus{State: agent.PathUnknown}},
 			},
 			Tables: []agent.TableStatus{{Name: "services", Wanted: 2, Pending: 1, Held: 3, Errors: 4}},
 			Health: agent.HealthStatus{Targets: 6, IntervalMS: 300, Probes: 1000, Misses: 12, NodesDown: 3, ClustersDown: 1},
@@ -59,10 +59,14 @@ func agentAnswers() map[string]any {
 	return paths
 }
 
+func path(state agent.PathState, ms, loss float64) agent.PathStatus {
+	return agent.PathStatus{State: state, RoundTripMS: &ms, LossPercent: &loss}
+}
+
 func serverStatus() *pb.StatusResponse {
 	prefix := &pb.Prefix{Address: []byte{10, 2, 0, 0}, Bits: 16}
 	return &pb.StatusResponse{
-		Cluster: &pb.Cluster{Name: "aws", Id: 1}, Fingerprint: "aa11", Leader: true, StoreId: 0xbeef, Revision: 42, Keys: 34, Store: "embedded etcd in /var/lib/tombolo",
+		Cluster: &pb.Cluster{Name: "aws", Id: 1}, Fingerprint: "aa11", Leader: true, StoreId: 0xbeef, Revision: 42, Keys: 34, Store: "embedded etcd in /var/lib/tombolo/apiserver/etcd",
 		CertificateExpires: testNow.Add(24 * time.Hour).UnixNano(), Records: map[string]int64{"export/service": 1, "export/node": 2}, Version: "v1", Nodes: []string{"n1", "n2"},
 		Problems: []*pb.Problem{{Object: "file cart.yaml", What: "not read", Why: "line 3: " + nasty, Fix: "repair it; its last good content stays in force"}},
 		Peers: []*pb.PeerStatus{

@@ -144,10 +144,10 @@ func (c *cli) printAgent(s *agent.Status) error {
 	}
 	var rows [][]string
 	for _, cl := range s.Clusters {
-		rows = append(rows, []string{cl.Name, fmt.Sprint(cl.ID), c.knownText(cl), pathText(cl), fmt.Sprintf("%d/%d", cl.Nodes-len(cl.NodesDown), cl.Nodes), fmt.Sprint(cl.Records), refusedText(cl.Refused), fmt.Sprint(cl.Revision)})
+		rows = append(rows, []string{cl.Name, fmt.Sprint(cl.ID), c.knownText(cl), pathText(cl), rttText(cl.Path.RoundTripMS), lossText(cl.Path.LossPercent), fmt.Sprintf("%d/%d", cl.Nodes-len(cl.NodesDown), cl.Nodes), fmt.Sprint(cl.Records), refusedText(cl.Refused), fmt.Sprint(cl.Revision)})
 	}
 	fmt.Fprintln(out)
-	if err := table(out, "CLUSTER ID CONTROL DATA-PATH NODES-UP RECORDS REFUSED REVISION", rows); err != nil {
+	if err := table(out, "CLUSTER ID CONTROL DATA-PATH RTT LOSS NODES-UP RECORDS REFUSED REVISION", rows); err != nil {
 		return err
 	}
 	rows = nil
@@ -192,6 +192,28 @@ func pathText(cl agent.ClusterStatus) string {
 		return "no nodes"
 	}
 	return "up"
+}
+
+// rttText is a round trip in milliseconds, to three digits.
+func rttText(ms *float64) string {
+	if ms == nil {
+		return "-"
+	}
+	if *ms >= 100 {
+		return fmt.Sprintf("%.0fms", *ms)
+	}
+	return fmt.Sprintf("%.3gms", *ms)
+}
+
+// lossText is a share of probes. Not quite nothing is never shown as nothing.
+func lossText(percent *float64) string {
+	switch {
+	case percent == nil:
+		return "-"
+	case *percent > 0 && *percent < 0.1:
+		return "<0.1%"
+	}
+	return fmt.Sprintf("%.3g%%", *percent)
 }
 
 // refusedText is a total and its reasons.

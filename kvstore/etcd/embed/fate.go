@@ -142,8 +142,30 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.LogAttrs(context.Background(), level(e.Level), "etcd: "+e.Message, append(c.attrs[:len(c.attrs):len(c.attrs)], attrsOf(fields)...)...)
+	l := level(e.Level)
+	if storageVersionLater(e.Message, fields) {
+		l = slog.LevelDebug
+	}
+	c.log.LogAttrs(context.Background(), l, "etcd: "+e.Message, append(c.attrs[:len(c.attrs):len(c.attrs)], attrsOf(fields)...)...)
 	return nil
+}
+
+// storageVersionLater recognizes an error of etcd's that is none: on the first
+// start it notes the version of its storage as soon as the cluster has one, which
+// is before its first batch commit (100 ms at most) has put raft's term into the
+// database, and the term is how it tells an old database from an empty one. It
+// tries again every 4 s, by then with success. The version noted serves upgrades
+// and downgrades of etcd, not the data. Every other cause stays loud.
+func storageVersionLater(message string, fields []zapcore.Field) bool {
+	if message != "failed to update storage version" && message != "Failed to detect schema version" {
+		return false
+	}
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok && strings.Contains(err.Error(), "missing term information") {
+			return true
+		}
+	}
+	return false
 }
 
 func (slogCore) Sync() error { return nil }
