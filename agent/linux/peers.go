@@ -34,7 +34,8 @@ const keepalive = 15 * time.Second
 // make the handshake when they come.
 const (
 	speakAtOnce = 64
-	speakPause  = 100 * time.Millisecond
+	speakFirst  = 3 * time.Second
+	speakPause  = 200 * time.Millisecond
 )
 
 // fresh is how long after a handshake an endpoint that differs from what we
@@ -176,8 +177,8 @@ func (t *peers) speak(keys []agent.PeerKey) {
 	}
 	t.speaking = true
 	go func() {
-		for {
-			time.Sleep(speakPause)
+		for pause := speakFirst; ; pause = speakPause {
+			time.Sleep(pause)
 			cfg := t.nextToSpeak()
 			if len(cfg.Peers) == 0 {
 				return

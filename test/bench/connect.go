@@ -38,8 +38,10 @@ func connects(ctx context.Context, b *bench) error {
 			if err != nil {
 				return
 			}
-			c.(*net.TCPConn).SetLinger(0) // no TIME_WAIT to run out of ports
-			c.Close()
+			go func() { // the caller goes first, by a reset
+				io.Copy(io.Discard, c)
+				c.Close()
+			}()
 		}
 	}()
 	backend := ln.Addr().(*net.TCPAddr).AddrPort()
@@ -144,6 +146,10 @@ func connectChild(target string) error {
 	for i := range connectCount + 200 {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 		if err != nil {
+			return err
+		}
+		// Reset at close: no TIME_WAIT to run out of ports.
+		if err := syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1}); err != nil {
 			return err
 		}
 		begin := time.Now()
