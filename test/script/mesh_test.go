@@ -1,0 +1,289 @@
+package script
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+)
+
+var update = flag.Bool("update", false, "write what the scripts print into them; read the difference before you commit it")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestMesh runs the scripts of the folder mesh. Each has the manifests of its
+// clusters in folders of their names. Everything is as in production but for the
+// store, which is in memory, and the kernel, which is tables in memory: a mesh API
+// server of each cluster with its port on loopback, and agents that register and
+// follow by TLS. See apply for how a change is waited for.
+//
+//	start CLUSTER ID PREFIX...     start a mesh API server on the folder CLUSTER, with these pod prefixes
+//	start CLUSTER                  start it again as it was
+//	halt CLUSTER                   stop it; its store stays
+//	[!] join A B                   B joins the mesh of A; what went wrong is in stderr
+//	remove A B                     A takes B out of its mesh
+//	node CLUSTER/NODE ADDR [LINK]  register a node and start its agent; LINK is the prefix of its L2
+//	agent halt|start CLUSTER/NODE  stop a node's agent; its tables and its state directory stay
+//	pod CLUSTER/NODE NS/NAME ready|unready|gone [ADDR...]
+//	apply FILE CLUSTER/FILE        put a manifest in place of another, or beside the others
+//	delete CLUSTER/FILE            remove one
+//	cut CLUSTER, heal CLUSTER      its store does not answer, or does again
+//	wipe CLUSTER                   its store is from now on another, empty one
+//	save CLUSTER, restore CLUSTER  back its store up; put the backup in its place
+//	down NODE..., up NODE...       these nodes do not answer probes, or do again; waits until that is judged
+//	records PREFIX                 print records, PREFIX as in export/aws/service
+//	tables CLUSTER/NODE TABLE...   print tables of a node
+//	explain CLUSTER/NODE NS/NAME   print where the node sends a service
+//	changes CLUSTER/NODE           print the rows that were written or removed since the last time, sorted
+//	problems CLUSTER[/NODE]        print the problems a mesh API server or an agent names
+//
+// What prints waits first until all has arrived that can arrive.
+func TestMesh(t *testing.T) {
+	dir, err := filepath.Abs("mesh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: dir, UpdateScripts: *update, RequireUniqueNames: true,
+		Setup: func(env *testscript.Env) error {
+			w := newWorld(env.WorkDir)
+			env.Values["world"] = w
+			env.Defer(w.close)
+			return nil
+		},
+		Cmds: commands,
+	})
+}
+
+// command is what a script's line does; its error fails the script.
+type command func(w *world, ts *testscript.TestScript, args []string) error
+
+var commands = map[string]func(*testscript.TestScript, bool, []string){
+	"start":  run(1, cmdStart),
+	"halt":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).halt) }),
+	"join":   run(2, cmdJoin),
+	"remove": run(2, cmdRemove),
+	"node":   run(2, cmdNode),
+	"agent":  run(2, cmdAgent),
+	"pod":    run(3, cmdPod),
+	"apply":  run(2, cmdApply),
+	"delete": run(1, cmdDelete),
+	"cut":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).cut) }),
+	"heal":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).heal) }),
+	"wipe":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).wipe) }),
+	"save":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).save) }),
+	"restore": run(1, func(w *world, _ *testscript.TestScript, args []string) error {
+		return w.with(args[0], (*cluster).restore)
+	}),
+	"down":     run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.probes(args, false) }),
+	"up":       run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.probes(args, true) }),
+	"records":  run(1, cmdRecords),
+	"tables":   run(2, cmdTables),
+	"explain":  run(2, cmdExplain),
+	"changes":  run(1, cmdChanges),
+	"problems": run(1, cmdProblems),
+}
+
+// run makes a command of testscript. A ! before it wants it to fail; why it
+// failed is on stderr.
+func run(least int, c command) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if len(args) < least {
+			ts.Fatalf("at least %d arguments are needed", least)
+		}
+		err := c(ts.Value("world").(*world), ts, args)
+		switch {
+		case neg && err == nil:
+			ts.Fatalf("it succeeded")
+		case neg:
+			fmt.Fprintln(ts.Stderr(), err)
+		case err != nil:
+			ts.Fatalf("%v", err)
+		}
+	}
+}
+
+func cmdStart(w *world, _ *testscript.TestScript, args []string) error {
+	if len(args) == 1 {
+		return w.with(args[0], (*cluster).start)
+	}
+	id, err := strconv.ParseUint(args[1], 10, 16)
+	if err != nil {
+		return err
+	}
+	prefixes, err := parsePrefixes(args[2:])
+	if err != nil {
+		return err
+	}
+	return w.cluster(args[0], uint16(id), prefixes).start()
+}
+
+func cmdJoin(w *world, _ *testscript.TestScript, args []string) error {
+	a, b := w.clusters[args[0]], w.clusters[args[1]]
+	if a == nil || b == nil {
+		return fmt.Errorf("no cluster %v", args)
+	}
+	return b.join(a)
+}
+
+func cmdRemove(w *world, _ *testscript.TestScript, args []string) error {
+	return w.with(args[0], func(c *cluster) error { return c.remove(args[1]) })
+}
+
+func cmdNode(w *world, _ *testscript.TestScript, args []string) error {
+	c, name, err := w.split(args[0])
+	if err != nil {
+		return err
+	}
+	return c.addNode(name, args[1], args[2:])
+}
+
+func cmdAgent(w *world, _ *testscript.TestScript, args []string) error {
+	n, err := w.node(args[1])
+	if err != nil {
+		return err
+	}
+	if args[0] == "halt" {
+		n.haltAgent()
+		return nil
+	}
+	return n.startAgent()
+}
+
+func cmdPod(w *world, _ *testscript.TestScript, args []string) error {
+	n, err := w.node(args[0])
+	if err != nil {
+		return err
+	}
+	return n.registerPod(args[1], args[2], args[3:])
+}
+
+func cmdApply(w *world, ts *testscript.TestScript, args []string) error {
+	c, file, err := w.split(args[1])
+	if err != nil {
+		return err
+	}
+	return c.apply(file, ts.ReadFile(args[0]))
+}
+
+func cmdDelete(w *world, _ *testscript.TestScript, args []string) error {
+	c, file, err := w.split(args[0])
+	if err != nil {
+		return err
+	}
+	return os.Remove(filepath.Join(c.dir, file))
+}
+
+func cmdRecords(w *world, ts *testscript.TestScript, args []string) error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	for _, prefix := range args {
+		_, rest, _ := strings.Cut(prefix, "/")
+		name, _, _ := strings.Cut(rest, "/")
+		text, err := w.clusters[name].records(prefix)
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(ts.Stdout(), text)
+	}
+	return nil
+}
+
+func cmdTables(w *world, ts *testscript.TestScript, args []string) error {
+	n, err := w.node(args[0])
+	if err != nil {
+		return err
+	}
+	if err := w.settle(); err != nil {
+		return err
+	}
+	for _, name := range args[1:] {
+		print := n.kernel.text[name]
+		if print == nil {
+			return fmt.Errorf("no table %s", name)
+		}
+		if len(args) > 2 {
+			fmt.Fprintf(ts.Stdout(), "# %s\n", name)
+		}
+		fmt.Fprint(ts.Stdout(), print())
+	}
+	return nil
+}
+
+func cmdExplain(w *world, ts *testscript.TestScript, args []string) error {
+	n, err := w.node(args[0])
+	if err != nil {
+		return err
+	}
+	if err := w.settle(); err != nil {
+		return err
+	}
+	e, err := n.explain(args[1])
+	fmt.Fprint(ts.Stdout(), e.Text)
+	return err
+}
+
+func cmdChanges(w *world, ts *testscript.TestScript, args []string) error {
+	n, err := w.node(args[0])
+	if err != nil {
+		return err
+	}
+	if err := w.settle(); err != nil {
+		return err
+	}
+	fmt.Fprint(ts.Stdout(), n.kernel.takeChanges())
+	return nil
+}
+
+func cmdProblems(w *world, ts *testscript.TestScript, args []string) error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	var lines []string
+	if n, err := w.node(args[0]); err == nil {
+		st, err := n.status()
+		if err != nil {
+			return err
+		}
+		for _, p := range st.Problems {
+			lines = append(lines, fmt.Sprintf("%s: %s; %s", p.What, p.Why, p.Fix))
+		}
+	} else {
+		c := w.clusters[args[0]]
+		if c == nil {
+			return err
+		}
+		if lines, err = c.problems(); err != nil {
+			return err
+		}
+	}
+	slices.Sort(lines)
+	for _, l := range lines {
+		fmt.Fprintln(ts.Stdout(), w.scrub(l))
+	}
+	return nil
+}
+
+// limit is how long anything may take to arrive; each script is much faster.
+const limit = 10 * time.Second
+
+// eventually waits until ok yields no error. It looks again when the machine had
+// time to do something.
+func eventually(ok func() error) error {
+	var err error
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err = ok(); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("not within %v: %w", limit, err)
+}
