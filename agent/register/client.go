@@ -194,7 +194,8 @@ func (c *Client) call(ctx context.Context, f func(context.Context, pb.MeshClient
 		return errors.New("this node is not registered yet")
 	}
 	var last error
-	for range len(addresses) + 1 { // once more for a connection that was replaced meanwhile
+	replaced := 0
+	for tries := 0; tries < len(addresses)+1; tries++ {
 		conn, address, err := c.dial()
 		if err != nil {
 			return err
@@ -210,6 +211,9 @@ func (c *Client) call(ctx context.Context, f func(context.Context, pb.MeshClient
 		case codes.Unavailable, codes.DeadlineExceeded:
 			c.next(conn)
 		case codes.Canceled: // not by us: the certificate changed and took the connection along
+			if replaced++; replaced <= mostReplaced {
+				tries-- // the server has not failed
+			}
 		default:
 			return last
 		}
@@ -217,7 +221,12 @@ func (c *Client) call(ctx context.Context, f func(context.Context, pb.MeshClient
 	return last
 }
 
-const callTimeout = 10 * time.Second
+const (
+	callTimeout = 10 * time.Second
+	// mostReplaced is how often one call is begun anew because the certificate
+	// was renewed under it.
+	mostReplaced = 32
+)
 
 // dial returns the present connection or makes one.
 func (c *Client) dial() (*grpc.ClientConn, string, error) {
