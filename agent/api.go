@@ -179,7 +179,7 @@ func (a *Agent) podRoutes(mux *http.ServeMux) {
 			Items      []LocalPod `json:"items"`
 		}{APIVersion, "PodList", list})
 	})
-	mux.HandleFunc("POST /v1/pods/add", podCall(pods.Add))
+	mux.HandleFunc("POST /v1/pods/add", podCall((&podGate{agent: a}).add))
 	mux.HandleFunc("POST /v1/pods/del", podCall(func(ctx context.Context, r PodRequest) (PodResult, error) {
 		return PodResult{}, pods.Del(ctx, r)
 	}))
@@ -197,6 +197,10 @@ func podCall(f func(context.Context, PodRequest) (PodResult, error)) http.Handle
 			return
 		}
 		res, err := f(r.Context(), req)
+		if errors.Is(err, errPodNotYet) {
+			refuse(w, http.StatusServiceUnavailable, err)
+			return
+		}
 		if err != nil {
 			refuse(w, http.StatusInternalServerError, err)
 			return
