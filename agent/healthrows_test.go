@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"strings"
@@ -86,5 +87,36 @@ func TestHealthRows(t *testing.T) {
 		if got := w.kernel(agent.TableNodeHealth); !strings.HasPrefix(got, "2/1 since=") || strings.Contains(got, "2/2") {
 			t.Errorf("node_health: %q", got)
 		}
+	})
+}
+
+func TestStatusShowsThePath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := &reachable{dark: map[netip.Addr]bool{}, roundTrip: 2 * time.Millisecond}
+		w.cfg.Prober = p
+		w.start()
+		defer func() { w.stop() }()
+		check := func(when, cluster string, state agent.PathState, least, most float64) {
+			t.Helper()
+			s := w.cluster(cluster).Path
+			if s.State != state || s.RoundTripMS == nil || *s.RoundTripMS != 2 || s.LossPercent == nil || *s.LossPercent < least || *s.LossPercent > most {
+				body, _ := json.Marshal(s)
+				t.Errorf("%s: cluster %s: %s, want %s with 2 ms and a loss of %v–%v %%", when, cluster, body, state, least, most)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		check("all answer", "gcp", agent.PathUp, 0, 0)
+		check("all answer", "aws", agent.PathUp, 0, 0)
+		p.set(true, gcp.Node(1).TunnelAddresses...)
+		time.Sleep(30 * time.Second)
+		check("one of two is dark for half a minute", "gcp", agent.PathDegraded, 15, 35)
+		check("one of two is dark for half a minute", "aws", agent.PathUp, 0, 0)
+		p.set(true, gcp.Node(2).TunnelAddresses...)
+		time.Sleep(2 * time.Minute)
+		check("dark", "gcp", agent.PathDown, 100, 100)
+		p.set(false, append(gcp.Node(1).TunnelAddresses, gcp.Node(2).TunnelAddresses...)...)
+		time.Sleep(2 * time.Minute)
+		check("back", "gcp", agent.PathUp, 0, 0)
 	})
 }
