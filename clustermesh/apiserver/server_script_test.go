@@ -21,7 +21,7 @@ import (
 // TestScripts runs test/script/apiserver: Kubernetes YAML in, store keys out.
 //
 //	start [CLUSTER ID [PREFIX...]]   start publishing manifests/ to the script's store
-//	stop                             stop; the store and the state directory stay
+//	halt                             stop (that word is the harness's own: it ends a script); the store and the state directory stay
 //	new-store                        from the next start on the store is another, empty one
 //	expect FILE [PREFIX]             the store under PREFIX says, in the end, what FILE says
 //	[!] problem REGEXP               a problem of that text is present, or none is, in the end
@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 			return os.MkdirAll(env.Cd+"/manifests", 0o755)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": scriptStart, "stop": scriptStop, "new-store": scriptNewStore,
+			"start": scriptStart, "halt": scriptHalt, "new-store": scriptNewStore,
 			"expect": scriptExpect, "problem": scriptProblem,
 			"register-node": scriptRegisterNode, "register-pod": scriptRegisterPod, "remove-pod": scriptRemovePod,
 		},
@@ -83,7 +83,7 @@ func scriptStart(ts *testscript.TestScript, _ bool, args []string) {
 	w.run = startPublishing(scriptT{ts: ts}, cfg, w.store)
 }
 
-func scriptStop(ts *testscript.TestScript, _ bool, _ []string) { world(ts).run.stop() }
+func scriptHalt(ts *testscript.TestScript, _ bool, _ []string) { world(ts).run.stop() }
 
 func scriptNewStore(ts *testscript.TestScript, _ bool, _ []string) {
 	world(ts).store = kvstore.NewMemory(kvstore.MemoryOptions{})
