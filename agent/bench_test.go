@@ -123,3 +123,20 @@ func BenchmarkOneChange(b *testing.B) {
 		finish(s)
 	}
 }
+
+func BenchmarkPlan(b *testing.B) {
+	in := agent.PlanInput{OwnPrefixes: aws.Prefixes(), Own: aws.Node(1), OwnNodes: []*clustermesh.Node{aws.Node(1)}}
+	for c := range 25 {
+		f := agenttest.Facts{Name: fmt.Sprint("c", c), ID: clustermesh.ID(c + 2)}
+		p := agent.PlanCluster{Name: f.Name, ID: f.ID, PodPrefixes: f.Prefixes()}
+		for n := range 200 {
+			p.Nodes = append(p.Nodes, f.Node(n+1))
+		}
+		in.Remote = append(in.Remote, p)
+	}
+	for b.Loop() {
+		if peers, _, problems := agent.Plan(in); len(peers) != 5000 || len(problems) > 0 {
+			b.Fatal(len(peers), problems)
+		}
+	}
+}

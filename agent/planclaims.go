@@ -96,12 +96,12 @@ func (c *claims) find(p netip.Prefix, cluster string) (claim, bool) {
 	return claim{}, false
 }
 
-// around yields p and every wider prefix of a length in use.
+// around yields p and every wider prefix of a length in use, the narrowest first.
 func (c *claims) around(p netip.Prefix) func(func(netip.Prefix) bool) {
 	return func(yield func(netip.Prefix) bool) {
-		for _, bits := range c.lengths[p.Addr().Is4()] {
+		for _, bits := range slices.Backward(c.lengths[p.Addr().Is4()]) {
 			if bits > p.Bits() {
-				return
+				continue
 			}
 			if wider, err := p.Addr().Prefix(bits); err == nil && !yield(wider) {
 				return
