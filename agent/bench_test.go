@@ -125,17 +125,17 @@ func BenchmarkOneChange(b *testing.B) {
 }
 
 func BenchmarkPlan(b *testing.B) {
-	in := agent.PlanInput{OwnPrefixes: aws.Prefixes(), Own: aws.Node(1), OwnNodes: []*clustermesh.Node{aws.Node(1)}}
+	own := planNode(1, 1, "10.1.1.0/24", "fd00:1:1::/64")
+	in := PlanInput{Own: own, OwnNodes: []*clustermesh.Node{own}, OwnPrefixes: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}
 	for c := range 25 {
-		f := agenttest.Facts{Name: fmt.Sprint("c", c), ID: clustermesh.ID(c + 2)}
-		p := agent.PlanCluster{Name: f.Name, ID: f.ID, PodPrefixes: f.Prefixes()}
+		var nodes []*clustermesh.Node
 		for n := range 200 {
-			p.Nodes = append(p.Nodes, f.Node(n+1))
+			nodes = append(nodes, planNode(c+2, n+1, fmt.Sprintf("10.%d.%d.0/24", c+2, n+1), fmt.Sprintf("fd00:%x:%x::/64", c+2, n+1)))
 		}
-		in.Remote = append(in.Remote, p)
+		in.Remote = append(in.Remote, planCluster(c+2, nodes...))
 	}
 	for b.Loop() {
-		if peers, _, problems := agent.Plan(in); len(peers) != 5000 || len(problems) > 0 {
+		if peers, _, problems := Plan(in); len(peers) != 5000 || len(problems) > 0 {
 			b.Fatal(len(peers), problems)
 		}
 	}
