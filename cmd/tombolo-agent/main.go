@@ -46,7 +46,10 @@ It registers the node by a one-time token at its first start and by its own cert
 afterwards; it starts from what its state directory holds when no server is in reach.
 
 Stopping it takes nothing away: what is in the kernel keeps working, and the next start
-goes on from there. To take everything off the node, run "tombolo-agent cleanup".`,
+goes on from there. To take everything off the node, run "tombolo-agent cleanup".
+
+Environment: GOGC is Go's trade of memory for processor time (here 50 by default);
+TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends.`,
 		Example: `  tombolo-agent --node node-1 --state-dir /var/lib/tombolo/agent --token-file /etc/tombolo/token \
       --socket /run/tombolo/agent.sock --cgroup /sys/fs/cgroup --bpffs /sys/fs/bpf/tombolo \
       --wireguard-device tombolo0 --wireguard-port 51820`,
