@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
 
@@ -359,6 +361,72 @@ func TestBlackholeOutlivesDevice(t *testing.T) {
 	if have := dump(t, table); !maps.Equal(have, rows) {
 		t.Errorf("after its return: %v", have)
 	}
+}
+
+// Somebody else flushes our routes: that is told at once, for both families; the
+// comings and goings of pods are not.
+func TestWatchRoutes(t *testing.T) {
+	n := newNS(t)
+	n.ip("link", "add", "name", "pod", "type", "veth", "peer", "name", "peer")
+	n.ip("link", "set", "pod", "up")
+	d := n.openDevice(unique(), 51824)
+	table := &routes{nl: d.nl, device: "none"}
+	podRoute := agent.RouteKey{Prefix: prefix("10.77.1.9/32"), Kind: agent.RoutePod}
+	guards := []agent.RouteKey{{Prefix: prefix("10.2.0.0/16"), Kind: agent.RouteBlackhole}, {Prefix: prefix("fd00:2::/48"), Kind: agent.RouteBlackhole}}
+	ctx, cancel := context.WithCancel(context.Background())
+	lost, done := make(chan struct{}, 100), make(chan error, 1)
+	go n.in(func() error {
+		done <- WatchRoutes(ctx, func() { lost <- struct{}{} })
+		return nil
+	})
+	told := func(within time.Duration) bool {
+		select {
+		case <-lost:
+			return true
+		case <-time.After(within):
+			return false
+		}
+	}
+	put := func() {
+		rows := map[agent.RouteKey]agent.RouteRow{podRoute: {IfIndex: uint32(ifindex(t, n, "pod"))}}
+		for _, g := range guards {
+			rows[g] = agent.RouteRow{}
+		}
+		if err := table.Put(rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ready := false
+	for end := time.Now().Add(10 * time.Second); !ready && time.Now().Before(end); { // until it listens
+		put()
+		n.ip("route", "flush", "proto", "84")
+		ready = told(50 * time.Millisecond)
+	}
+	for told(100 * time.Millisecond) {
+	}
+	put()
+	if err := table.Delete([]agent.RouteKey{podRoute}); err != nil || told(200*time.Millisecond) {
+		t.Errorf("the route of a pod: %v", err)
+	}
+	n.ip("-6", "route", "flush", "proto", "84")
+	if !ready || !told(5*time.Second) {
+		t.Errorf("a flush is not told (listening: %v)", ready)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+}
+
+func ifindex(t *testing.T, n *ns, name string) (index int) {
+	n.in(func() error {
+		link, err := netlink.LinkByName(name)
+		if err == nil {
+			index = link.Attrs().Index
+		}
+		return err
+	})
+	return index
 }
 
 func TestPeersTable(t *testing.T) {

@@ -1,15 +1,12 @@
 package linux
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 )
 
 // Underlay is what carries the tunnel: the node's addresses outside the mesh.
@@ -73,46 +70,4 @@ func (u *Underlay) add(a netlink.Addr, mtu int, want []netip.Addr) {
 	if u.MTU == 0 || mtu < u.MTU {
 		u.MTU = mtu
 	}
-}
-
-// watchAgain is the pause before the kernel is asked anew for changes of devices.
-const watchAgain = 100 * time.Millisecond
-
-// WatchLinks calls changed after each change of the device of that name (made,
-// deleted, up, down) in the calling thread's network namespace, until ctx ends.
-// When more devices change at once than the kernel keeps for us (hundreds of
-// pods start), it begins anew and calls changed, as something may be missed.
-func WatchLinks(ctx context.Context, device string, changed func()) error {
-	ns, err := currentNetns()
-	if err != nil {
-		return fmt.Errorf("watch devices: %w", err)
-	}
-	defer ns.Close()
-	for {
-		if err := watchLinks(ctx, netns.NsHandle(ns.Fd()), device, changed); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(watchAgain):
-			changed()
-		}
-	}
-}
-
-// watchLinks returns nil when the kernel has dropped a change.
-func watchLinks(ctx context.Context, ns netns.NsHandle, device string, changed func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	updates := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribeAt(ns, updates, ctx.Done()); err != nil {
-		return fmt.Errorf("watch devices: %w", err)
-	}
-	for u := range updates {
-		if u.Link.Attrs().Name == device {
-			changed()
-		}
-	}
-	return ctx.Err()
 }

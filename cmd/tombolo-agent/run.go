@@ -231,6 +231,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	n.api.set(a.Handler())
 	task("tunnel device", func() error { n.watchTunnel(ctx); return nil })
 	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
+	task("routes", func() error { return linux.WatchRoutes(ctx, func() { a.Notify(agent.TableRoutes) }) })
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
 	if n.o.metrics != "" {
