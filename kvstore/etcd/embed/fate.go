@@ -143,11 +143,18 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	l := level(e.Level)
-	if storageVersionLater(e.Message, fields) {
+	if storageVersionLater(e.Message, fields) || aboutListeners[e.Message] {
 		l = slog.LevelDebug
 	}
 	c.log.LogAttrs(context.Background(), l, "etcd: "+e.Message, append(c.attrs[:len(c.attrs):len(c.attrs)], attrsOf(fields)...)...)
 	return nil
+}
+
+// aboutListeners are warnings that etcd gives at every start and that mean
+// nothing to one that nobody outside the process can reach.
+var aboutListeners = map[string]bool{
+	"Running http and grpc server on single port. This is not recommended for production.": true,
+	"simple token is not cryptographically signed":                                         true,
 }
 
 // storageVersionLater recognizes an error of etcd's that is none: on the first

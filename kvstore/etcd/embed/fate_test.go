@@ -46,6 +46,7 @@ func TestOnlyTheHarmlessErrorIsQuiet(t *testing.T) {
 		{"failed to update storage version", early, "DEBUG"},
 		{"failed to update storage version", errors.New("cannot create migration plan: version \"3.8\" is not supported"), "ERROR"},
 		{"failed to write", early, "ERROR"},
+		{"simple token is not cryptographically signed", nil, "DEBUG"},
 	} {
 		var out bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
