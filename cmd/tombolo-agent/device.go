@@ -52,7 +52,9 @@ func (n *node) tunnel() bool {
 	n.mu.Lock()
 	old := n.state
 	n.mu.Unlock()
-	st, err := n.device.Ensure(linux.PodMTU(n.underlay.MTU), n.objects.AttachTunnel)
+	st, err := n.device.Ensure(linux.PodMTU(n.underlay.MTU), func(index int) error {
+		return n.guard(index, old.Present && old.IfIndex == index)
+	})
 	if err != nil {
 		st.Present = false
 		if old.Present || old.Detail == "" {
@@ -76,4 +78,21 @@ func (n *node) tunnel() bool {
 	n.state = st
 	n.mu.Unlock()
 	return err == nil
+}
+
+// guard puts the tunnel's program on the device, or finds it there. was says that
+// it has been there: then a first failure may be a bad moment of the kernel, and
+// is no reason to take a tunnel down that works. A second in a row is one.
+func (n *node) guard(index int, was bool) error {
+	err := n.objects.AttachTunnel(index)
+	if err == nil {
+		n.doubt = false
+		return nil
+	}
+	if was && !n.doubt {
+		n.doubt = true
+		n.log.Warn("cannot make sure that the tunnel's program is on its device; the device goes down if that stays so", "err", err)
+		return nil
+	}
+	return err
 }

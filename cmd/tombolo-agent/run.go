@@ -39,6 +39,7 @@ type node struct {
 	facts register.Facts
 	state linux.DeviceState
 	kick  chan struct{} // the tunnel device may have changed
+	doubt bool          // its program could not be checked last time; see guard
 }
 
 // run starts in the order in which one thing needs another: what the disk holds,
