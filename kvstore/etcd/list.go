@@ -10,7 +10,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/tombolo-mesh/tombolo/kvstore"
@@ -80,8 +79,7 @@ func (l *listing) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	key, end := prefixRange(l.prefix)
-	stream, err := l.store.kv.RangeStream(ctx, &pb.RangeRequest{Key: key, RangeEnd: end, Revision: l.at.Revision},
-		append(l.store.readOptions(), grpc.ForceCodecV2(newChunkCodec()))...)
+	stream, err := l.store.kv.RangeStream(ctx, &pb.RangeRequest{Key: key, RangeEnd: end, Revision: l.at.Revision}, l.store.readOptions()...)
 	if err != nil {
 		return noStream(err)
 	}
