@@ -107,6 +107,9 @@ func (f *follower) note(scope clustermesh.Scope, s kvstore.FollowStatus, ended e
 	}
 	if stands != f.stands {
 		f.stands, f.since = stands, time.Now()
+		if stands {
+			f.quiet.works("follow "+f.admission.Cluster, "cluster is followed again", "cluster", f.admission.Cluster)
+		}
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 func TestListen(t *testing.T) {
@@ -106,6 +108,21 @@ func TestLinkedPackages(t *testing.T) {
 	for line := range strings.Lines(string(out)) {
 		if strings.HasPrefix(line, "k8s.io/") || strings.HasPrefix(line, "go.etcd.io/etcd/server") || strings.Contains(line, "kvstore/etcd/embed") {
 			t.Errorf("linked: %s", line)
+		}
+	}
+}
+
+// An agent and a mesh API server may share a machine without being told where to
+// keep their state; cleaning up takes the agent's.
+func TestDefaultStateIsItsOwn(t *testing.T) {
+	root := newCommand()
+	clean, _, err := root.Find([]string{"cleanup"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range []*cobra.Command{root, clean} {
+		if got := cmd.Flags().Lookup("state-dir").DefValue; got != "/var/lib/tombolo/agent" {
+			t.Errorf("%s: --state-dir is %s by default", cmd.Name(), got)
 		}
 	}
 }

@@ -55,6 +55,16 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// A mesh API server and an agent may share a machine without being told where
+// to keep their state.
+func TestDefaultStateIsItsOwn(t *testing.T) {
+	var out bytes.Buffer
+	cmd := command(&out, &out, func(context.Context, apiserver.Config) error { return nil })
+	if got := cmd.Flags().Lookup("state-dir").DefValue; got != "/var/lib/tombolo/apiserver" {
+		t.Errorf("--state-dir is %s by default", got)
+	}
+}
+
 func TestHelpAndVersion(t *testing.T) {
 	_, help, err := parse(t, "--help")
 	if err != nil || !strings.Contains(help, "Examples:") || !strings.Contains(help, "--etcd-endpoints") {
