@@ -137,8 +137,6 @@ func (p *planner) neighbour(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
 
 // tunnel gives a node a WireGuard peer and tunnel routes.
 func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
-	key := PeerKey(n.WireGuardKey)
-	mayHavePeer := key != PeerKey{} && p.mayHavePeer(cluster, n)
 	var allowed []netip.Prefix
 	for _, prefix := range n.PodPrefixes {
 		prefix = prefix.Masked()
@@ -148,7 +146,8 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 		p.blackhole(prefix)
 		allowed = append(allowed, prefix)
 	}
-	if !mayHavePeer {
+	key := PeerKey(n.WireGuardKey)
+	if key == (PeerKey{}) || !p.mayHavePeer(cluster, n, allowed) {
 		return
 	}
 	p.keys[key] = nodeLabel(cluster, n)
@@ -163,8 +162,9 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 	}
 }
 
-// mayHavePeer reports whether a node's key and tunnel addresses are its own.
-func (p *planner) mayHavePeer(cluster string, n *clustermesh.Node) bool {
+// mayHavePeer reports whether a node's key and tunnel addresses are its own; what
+// lies in the prefixes that it was given is.
+func (p *planner) mayHavePeer(cluster string, n *clustermesh.Node, given []netip.Prefix) bool {
 	if other, twice := p.keys[PeerKey(n.WireGuardKey)]; twice {
 		p.problem(fmt.Sprintf("node %s has the WireGuard key of node %s", nodeLabel(cluster, n), other),
 			"two nodes with one key cannot be told apart, so the second gets no traffic",
@@ -172,6 +172,9 @@ func (p *planner) mayHavePeer(cluster string, n *clustermesh.Node) bool {
 		return false
 	}
 	for _, a := range n.TunnelAddresses {
+		if slices.ContainsFunc(given, func(prefix netip.Prefix) bool { return prefix.Contains(a) }) {
+			continue
+		}
 		if c, taken := p.claimed.find(netip.PrefixFrom(a, a.BitLen()), cluster); taken {
 			p.problem(fmt.Sprintf("tunnel address %s of node %s is in a pod prefix of %s", a, nodeLabel(cluster, n), c),
 				"a cluster speaks only for itself; the node gets no traffic", "give the node another pod prefix")
