@@ -101,6 +101,12 @@ func TestWatchDistrusts(t *testing.T) {
 	created.Created = true
 	part := answer(scriptID, 11, "/a/1")
 	part.Fragment = true
+	endless := []*pb.WatchResponse{created}
+	large := answer(scriptID, 11, "/a/1")
+	large.Events[0].Kv.Value, large.Fragment = make([]byte, 1<<20), true
+	for range 300 {
+		endless = append(endless, large)
+	}
 	for name, tc := range map[string]struct {
 		answers []*pb.WatchResponse
 		batches int // with events
@@ -115,6 +121,7 @@ func TestWatchDistrusts(t *testing.T) {
 		"twice":                      {answers: []*pb.WatchResponse{created, answer(scriptID, 11, "/a/1"), answer(scriptID, 11, "/a/1")}, batches: 1, says: "went back"},
 		"foreign key":                {answers: []*pb.WatchResponse{created, answer(scriptID, 11, "/b\x1b[2J")}, says: `/b\x1b[2J, which was not asked for`},
 		"broken off in a fragment":   {answers: []*pb.WatchResponse{created, part}, says: "ended the watch"},
+		"fragments without end":      {answers: endless, says: "fragments of more than"},
 		"fragments":                  {answers: []*pb.WatchResponse{created, part, answer(scriptID, 11, "/a/2")}, batches: 1, says: "ended the watch"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -50,7 +50,15 @@ type watching struct {
 	last    int64           // revision up to which everything was delivered
 	heard   atomic.Bool     // something came since the last look
 	partial []*mvccpb.Event // fragments of a batch that is not whole yet
+	size    int             // of partial, in bytes
 }
+
+// maxFragments bounds a batch that comes in fragments, in bytes: a server that
+// never ends one must not take all memory.
+const maxFragments = 4 * maxReceive
+
+// eventBytes is about what an event takes beside its key and value.
+const eventBytes = 128
 
 func (w *watching) String() string {
 	return fmt.Sprintf("watch %s after %d", printable(w.prefix), w.after.Revision)
@@ -68,7 +76,7 @@ func (w *watching) run(ctx context.Context) error {
 		w.after = now
 	}
 	w.last = w.after.Revision
-	w.partial = nil
+	w.partial, w.size = nil, 0
 
 	// A member cut off from its cluster would watch on without an event.
 	ctx = metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
@@ -149,6 +157,12 @@ func (w *watching) receive(ctx context.Context, r *pb.WatchResponse) (more bool,
 	}
 	w.partial = append(w.partial, r.Events...)
 	if r.Fragment {
+		for _, ev := range r.Events {
+			w.size += len(ev.GetKv().GetKey()) + len(ev.GetKv().GetValue()) + eventBytes
+		}
+		if w.size += eventBytes; w.size > maxFragments {
+			return false, fmt.Errorf("the server sent fragments of more than %d MiB and no end of them", maxFragments>>20)
+		}
 		return true, nil
 	}
 	batch, err := w.batch()
@@ -178,7 +192,7 @@ func (w *watching) batch() (kvstore.Batch, error) {
 		last = e.KV.ModRevision
 		events = append(events, e)
 	}
-	w.partial, w.last = nil, last
+	w.partial, w.size, w.last = nil, 0, last
 	return kvstore.Batch{Position: kvstore.Position{StoreID: w.after.StoreID, Revision: last}, Events: events}, nil
 }
 
