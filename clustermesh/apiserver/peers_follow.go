@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/tombolo-mesh/tombolo/certs"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
@@ -35,10 +37,31 @@ type contact struct {
 	problem   string    // why its cluster record is not believed
 }
 
+// What a peer announces is taken over so often at a time, and then once in
+// announceEvery: each change is a write here and a new connection of every agent.
+const (
+	announceBurst = 5
+	announceEvery = 10 * time.Second
+)
+
 // contacts are all of them, by cluster.
 type contacts struct {
-	mu  sync.Mutex
-	all map[string]*contact
+	mu     sync.Mutex
+	all    map[string]*contact
+	limits map[string]*rate.Limiter // of announcements; outlive a contact, not a peer
+}
+
+// limit is that of a peer's announcements.
+func (cs *contacts) limit(name string) *rate.Limiter {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.limits == nil {
+		cs.limits = make(map[string]*rate.Limiter)
+	}
+	if cs.limits[name] == nil {
+		cs.limits[name] = rate.NewLimiter(rate.Every(announceEvery), announceBurst)
+	}
+	return cs.limits[name]
 }
 
 func (cs *contacts) get(name string) *contact {
@@ -83,6 +106,9 @@ func (p *Port) matchContacts(ctx context.Context, running *sync.WaitGroup) {
 		if peer := wanted[name]; peer == nil || addressesText(peer) != c.dialed {
 			c.stop()
 			delete(cs.all, name)
+			if peer == nil {
+				delete(cs.limits, name)
+			}
 		}
 	}
 	for name, peer := range wanted {
@@ -189,32 +215,20 @@ func (p *Port) announced(ctx context.Context, name string, kv kvstore.KV) error 
 	if !ok || said.Name != name {
 		return fmt.Errorf("the record is not that of cluster %s", name)
 	}
-	present, err := p.peers.read(ctx)
-	if err != nil {
+	next, rev, err := p.rolledOver(ctx, name, said)
+	if err != nil || next == nil {
 		return err
 	}
-	e, ok := present[name]
-	if !ok {
-		return nil // just removed
-	}
-	if said.ID != e.peer.ID {
-		return fmt.Errorf("it says its ID is %d, and it was admitted with %d; remove it and join again", said.ID, e.peer.ID)
-	}
-	next := *e.peer
-	if len(said.CABundle) > 0 && !bytes.Equal(said.CABundle, next.CABundle) {
-		if err := p.admitBundle(name, said.CABundle, present); err != nil {
+	if wait := p.contacts.limit(name).Reserve().Delay(); wait > 0 {
+		if pause(ctx, wait); ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if next, rev, err = p.rolledOver(ctx, name, said); err != nil || next == nil {
 			return err
 		}
-		next.CABundle = said.CABundle
-	}
-	if checkMeshAddresses(said.MeshAddresses) == nil {
-		next.MeshAddresses = said.MeshAddresses
-	}
-	if bytes.Equal(next.CABundle, e.peer.CABundle) && slices.Equal(next.MeshAddresses, e.peer.MeshAddresses) {
-		return nil
 	}
 	next.Origin = clustermesh.OriginAt(p.cfg.Now())
-	err = p.peers.set(ctx, &next, e.rev)
+	err = p.peers.set(ctx, next, rev)
 	if errors.Is(err, kvstore.ErrConflict) {
 		return nil // another replica was faster
 	}
@@ -222,6 +236,36 @@ func (p *Port) announced(ctx context.Context, name string, kv kvstore.KV) error 
 		p.log.Info("peer rolled its CA bundle or addresses over", "peer", name, "fingerprints", fingerprints(next.CABundle))
 	}
 	return err
+}
+
+// rolledOver is the record of a peer with what it says now, and the revision of
+// the present one; nil if nothing is new, or the peer was just removed.
+func (p *Port) rolledOver(ctx context.Context, name string, said *clustermesh.Cluster) (*clustermesh.Peer, int64, error) {
+	present, err := p.peers.read(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	e, ok := present[name]
+	if !ok {
+		return nil, 0, nil
+	}
+	if said.ID != e.peer.ID {
+		return nil, 0, fmt.Errorf("it says its ID is %d, and it was admitted with %d; remove it and join again", said.ID, e.peer.ID)
+	}
+	next := *e.peer
+	if len(said.CABundle) > 0 && !bytes.Equal(said.CABundle, next.CABundle) {
+		if err := p.admitBundle(name, said.CABundle, present); err != nil {
+			return nil, 0, err
+		}
+		next.CABundle = said.CABundle
+	}
+	if checkMeshAddresses(said.MeshAddresses) == nil {
+		next.MeshAddresses = said.MeshAddresses
+	}
+	if bytes.Equal(next.CABundle, e.peer.CABundle) && slices.Equal(next.MeshAddresses, e.peer.MeshAddresses) {
+		return nil, 0, nil
+	}
+	return &next, e.rev, nil
 }
 
 // admitBundle refuses a new bundle that holds a CA of somebody else.

@@ -376,6 +376,40 @@ func TestBundleRollsOver(t *testing.T) {
 	}
 }
 
+// A peer that announces another bundle every moment makes us write, and all our
+// agents connect again, a few times and then seldom.
+func TestPeerThatAnnouncesWithoutEnd(t *testing.T) {
+	a, b := joined(t)
+	waitUntil(t, "reachable", func() bool { s := a.port.PeerStatus(); return len(s) == 1 && s[0].Reachable })
+	from := a.store.Position()
+	next := rigCA(t, "gcp").Bundle()
+	for i := range 40 {
+		rec := b.port.ownCluster()
+		if i%2 == 0 {
+			rec.CABundle = append(rec.CABundle, next...)
+		}
+		value, err := clustermesh.Encode(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.store.Commit(t.Context(), kvstore.Put(clustermesh.ClusterKey(clustermesh.ScopeExport, "gcp"), value, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	written := 0
+	for batch, err := range a.store.Watch(ctx, a.port.peers.prefix(), from) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		written += len(batch.Events)
+	}
+	if written == 0 || written > announceBurst {
+		t.Errorf("the record of gcp was written %d times, at most %d are due", written, announceBurst)
+	}
+}
+
 func TestUnreachablePeerIsAProblem(t *testing.T) {
 	a, b := joined(t)
 	waitUntil(t, "reachable", func() bool { s := a.port.PeerStatus(); return len(s) == 1 && s[0].Reachable })
