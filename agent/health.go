@@ -235,15 +235,21 @@ func (h *health) decide(k NodeKey, n *nodeHealth, now time.Time) (changed bool) 
 // judge draws the conclusion for clusters: one is down when it has nodes and all
 // that are known are down, and up as soon as one is up. It always returns true.
 func (h *health) judge(now time.Time) bool {
-	nodes, down := map[ClusterKey]int{}, map[ClusterKey]int{}
+	nodes, down, seen := map[ClusterKey]int{}, map[ClusterKey]int{}, map[ClusterKey]bool{}
 	for k, n := range h.nodes {
-		nodes[ClusterKey(k.Cluster)]++
+		c := ClusterKey(k.Cluster)
+		nodes[c]++
 		if n.down {
-			down[ClusterKey(k.Cluster)]++
+			down[c]++
+		}
+		if _, is := h.targets.Nodes[k]; is {
+			seen[c] = true
 		}
 	}
 	for c, total := range nodes {
-		if _, is := h.shut[c]; !is && down[c] == total && c != h.targets.Own {
+		// Nodes known by their rows alone, after a restart, are not all of a
+		// cluster: that they are down does not make it down.
+		if _, is := h.shut[c]; !is && seen[c] && down[c] == total && c != h.targets.Own {
 			h.shut[c] = now
 		}
 	}

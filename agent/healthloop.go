@@ -119,6 +119,7 @@ func (l *healthLoop) restore(ctx context.Context) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.machine.restore(nodes, clusters)
+	l.changed = true // wanted at once: the first write must not take them for rows that nobody wants
 	return true
 }
 
