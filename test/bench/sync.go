@@ -77,7 +77,7 @@ func syncUp(ctx context.Context, b *bench) error {
 	var peers []*peer
 	defer func() {
 		for _, p := range peers {
-			p.proc.Kill()
+			p.end()
 		}
 	}()
 	for _, goal := range []struct {
@@ -284,6 +284,16 @@ func startPeer(ctx context.Context, l *lab.Lab, home *lab.Cluster) (*peer, error
 	}
 	_, err = p.ask("join " + inv.Token)
 	return p, err
+}
+
+// end lets the process tidy up: it ends with its input.
+func (p *peer) end() {
+	p.in.Close()
+	select {
+	case <-p.proc.Done():
+	case <-time.After(5 * time.Second):
+		p.proc.Kill()
+	}
 }
 
 func (p *peer) ask(line string) (string, error) {
