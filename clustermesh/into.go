@@ -34,11 +34,14 @@ func (u Update) Into(old *View) (view *View, changes iter.Seq[Change], refused [
 		if c.Record == nil && c.Key.Kind == KindCluster {
 			continue // the owner removes a cluster, not its store
 		}
+		had := c.Record != nil || old.Get(c.Key) != nil
 		if err := old.Apply(c); err != nil {
 			refused = append(refused, refusalOf(c.Key, err))
 			continue
 		}
-		applied = append(applied, c)
+		if had { // the delete of a record that was refused must not reach what another cluster says of its key
+			applied = append(applied, c)
+		}
 	}
 	for _, n := range old.settle() {
 		k := KeyOf(old.scope, old.Name(), n)
