@@ -23,16 +23,44 @@ type event struct {
 type key struct{ pkg, test string }
 
 type tally struct {
-	output        map[key][]string
-	passed        int
-	failed        int
-	skipped       map[string]int // by reason
-	failedPackage bool
+	output   map[key][]string
+	passed   int
+	failed   int
+	failedIn map[string]int
+	skipped  map[string]int  // by reason
+	broken   map[string]bool // packages that failed
 }
 
 func main() {
-	args := append([]string{"test", "-json", "-p", "2", "-timeout", "20m"}, os.Args[1:]...)
-	cmd := exec.Command("go", args...)
+	begin := time.Now()
+	t := tally{output: map[key][]string{}, failedIn: map[string]int{}, skipped: map[string]int{}, broken: map[string]bool{}}
+	ok := t.run(os.Args[1:])
+	if crashed := t.raceCrashes(); !ok && len(crashed) > 0 && len(crashed) == len(t.broken) {
+		// The race detector's own runtime broke down: nothing was found, and
+		// nothing was tested either.
+		fmt.Println("once more, as the race detector itself broke down:", strings.Join(crashed, " "))
+		t.forget(crashed)
+		ok = t.run(append(flagsOf(os.Args[1:]), crashed...))
+	}
+	t.summary(time.Since(begin))
+	if !ok || t.failed > 0 || len(t.broken) > 0 {
+		os.Exit(1)
+	}
+}
+
+// flagsOf are the arguments before the first package.
+func flagsOf(args []string) []string {
+	for i, a := range args {
+		if !strings.HasPrefix(a, "-") {
+			return slices.Clone(args[:i])
+		}
+	}
+	return slices.Clone(args)
+}
+
+// run runs go test once and says whether it ended well.
+func (t *tally) run(args []string) bool {
+	cmd := exec.Command("go", append([]string{"test", "-json", "-p", "2", "-timeout", "20m"}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -42,8 +70,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "runtests:", err)
 		os.Exit(1)
 	}
-	begin := time.Now()
-	t := tally{output: map[key][]string{}, skipped: map[string]int{}}
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
@@ -54,10 +80,35 @@ func main() {
 		}
 		t.add(e)
 	}
-	err = cmd.Wait()
-	t.summary(time.Since(begin))
-	if err != nil || t.failed > 0 || t.failedPackage {
-		os.Exit(1)
+	return cmd.Wait() == nil
+}
+
+// raceCrashes are the failed packages whose output says that the race
+// detector's runtime failed a check of its own.
+func (t *tally) raceCrashes() (packages []string) {
+	for pkg := range t.broken {
+		for k, lines := range t.output {
+			if k.pkg == pkg && strings.Contains(strings.Join(lines, ""), "ThreadSanitizer: CHECK failed") {
+				packages = append(packages, pkg)
+				break
+			}
+		}
+	}
+	slices.Sort(packages)
+	return packages
+}
+
+// forget drops what is known of packages that are run again.
+func (t *tally) forget(packages []string) {
+	for _, pkg := range packages {
+		t.failed -= t.failedIn[pkg]
+		delete(t.failedIn, pkg)
+		delete(t.broken, pkg)
+	}
+	for k := range t.output {
+		if slices.Contains(packages, k.pkg) {
+			delete(t.output, k)
+		}
 	}
 }
 
@@ -83,15 +134,16 @@ func (t *tally) add(e event) {
 	case "fail":
 		if e.Test != "" {
 			t.failed++
+			t.failedIn[e.Package]++
 		} else {
-			t.failedPackage = true
+			t.broken[e.Package] = true
 			fmt.Printf("FAIL  %-52s %6.1fs\n", short(e.Package), e.Elapsed)
 		}
 		fmt.Print(strings.Join(t.output[k], ""))
 	default:
 		return
 	}
-	if e.Test != "" {
+	if e.Test != "" && e.Action != "fail" {
 		delete(t.output, k)
 	}
 }

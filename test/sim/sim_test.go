@@ -35,7 +35,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // always is a Prober that everybody answers.
 type always struct{}
 
-func (always) Probe(context.Context, netip.Addr, netip.Addr, time.Duration) (time.Duration, error) { return time.Millisecond, nil }
+func (always) Probe(context.Context, netip.Addr, netip.Addr, time.Duration) (time.Duration, error) {
+	return time.Millisecond, nil
+}
 
 type sim struct {
 	t        *testing.T
