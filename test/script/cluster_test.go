@@ -32,19 +32,25 @@ type cluster struct {
 	listen   string
 	socket   string
 
-	memory *kvstore.Memory // behind faulty
+	memory *kvstore.Memory // behind faulty, behind storeDoor
 	faulty *kvtest.Faulty
 	isCut  bool
+
+	storeDoor *door // to the store, for the mesh API server
+	portDoor  *door // to the mesh port, for agents
+
 	backup []kvstore.KV
 	copyOf uint64 // store the backup is of
 
 	nodes map[string]*node
-	marks int // rounds of settle
+	peers map[string]bool // as joined or removed last
+	marks int             // rounds of settle
+	stale bool            // others do not believe it: they are not waited for
 	stop  func() error
 }
 
 func newCluster(w *world, name string) *cluster {
-	c := &cluster{w: w, name: name, dir: filepath.Join(w.dir, name), nodes: map[string]*node{}}
+	c := &cluster{w: w, name: name, dir: filepath.Join(w.dir, name), nodes: map[string]*node{}, peers: map[string]bool{}, storeDoor: newDoor(), portDoor: newDoor()}
 	c.listen = w.listen(c)
 	c.socket = filepath.Join(w.dir, name+".sock")
 	c.memory = kvstore.NewMemory(kvstore.MemoryOptions{})
@@ -67,7 +73,7 @@ func (c *cluster) start() error {
 		Cluster: c.name, ID: c.id, StateDir: state, PodPrefixes: c.prefixes, Version: "v1.0.0",
 		Source: apiserver.NewFolder(apiserver.FolderConfig{Dir: c.dir, Cache: filepath.Join(state, "manifests"), Settle: time.Nanosecond}),
 		Open: func(context.Context) (apiserver.StoreHandle, error) {
-			return apiserver.StoreHandle{Store: c.faulty, Text: "memory"}, nil
+			return apiserver.StoreHandle{Store: gate{c.faulty, c.storeDoor}, Text: "memory"}, nil
 		},
 		Listen: c.listen, Socket: c.socket, Ready: func() { close(ready) }, Guard: time.Second,
 	}
@@ -81,6 +87,7 @@ func (c *cluster) start() error {
 		return err
 	}
 	c.stop = func() error { cancel(); return <-done }
+	c.portDoor.set(true)
 	return nil
 }
 
@@ -88,6 +95,7 @@ func (c *cluster) halt() error {
 	if c.stop == nil {
 		return nil
 	}
+	c.portDoor.set(false)
 	err := c.stop()
 	c.stop = nil
 	return err
@@ -97,6 +105,7 @@ func (c *cluster) canPublish() bool { return c.stop != nil && !c.isCut }
 
 func (c *cluster) cut() error {
 	c.isCut = true
+	c.storeDoor.set(false)
 	c.faulty.Break(errors.New("the store does not answer"))
 	return nil
 }
@@ -104,6 +113,7 @@ func (c *cluster) cut() error {
 func (c *cluster) heal() error {
 	c.isCut = false
 	c.faulty.Break(nil)
+	c.storeDoor.set(true)
 	return nil
 }
 
@@ -171,7 +181,7 @@ func (c *cluster) join(a *cluster) error {
 	if err := c.w.settle(); err != nil {
 		return err
 	}
-	return a.admin(func(ctx context.Context, at pb.AdminClient) error {
+	err := a.admin(func(ctx context.Context, at pb.AdminClient) error {
 		t, err := at.Invite(ctx, &pb.InviteRequest{})
 		if err != nil {
 			return err
@@ -181,13 +191,15 @@ func (c *cluster) join(a *cluster) error {
 			return err
 		})
 	})
+	return errors.Join(err, c.w.readPeers())
 }
 
 func (c *cluster) remove(peer string) error {
-	return c.admin(func(ctx context.Context, at pb.AdminClient) error {
+	err := c.admin(func(ctx context.Context, at pb.AdminClient) error {
 		_, err := at.RemovePeer(ctx, &pb.RemovePeerRequest{Cluster: peer})
 		return err
 	})
+	return errors.Join(err, c.w.readPeers())
 }
 
 // problems are those the mesh API server names, without when.
@@ -195,7 +207,10 @@ func (c *cluster) problems() (lines []string, err error) {
 	err = c.admin(func(ctx context.Context, at pb.AdminClient) error {
 		st, err := at.Status(ctx, &pb.StatusRequest{})
 		for _, p := range st.GetProblems() {
-			lines = append(lines, fmt.Sprintf("%s: %s: %s; %s", p.Object, p.What, p.Why, p.Fix))
+			if strings.Contains(p.Object, "settle/") {
+				continue
+			}
+			lines = append(lines, fmt.Sprintf("%s: %s: %s; %s\n", p.Object, p.What, p.Why, p.Fix))
 		}
 		return err
 	})
@@ -280,6 +295,22 @@ func (c *cluster) marked(scope, name string) error {
 		}
 	}
 	return fmt.Errorf("service settle/%s of round %d has not arrived in the store", name, c.marks)
+}
+
+// moved waits until no service is in two scopes: one that changes its scope is in
+// both for a second, so that readers never find it in neither.
+func (c *cluster) moved() error {
+	return eventually(func() error {
+		records, err := c.read("")
+		for key := range records {
+			twin := key
+			twin.Scope = clustermesh.ScopeExport
+			if key.Scope == clustermesh.ScopeLocal && records[twin] != nil {
+				return fmt.Errorf("%s is in two scopes", key)
+			}
+		}
+		return err
+	})
 }
 
 // hasNode says whether the store has a node's registration.

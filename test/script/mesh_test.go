@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,18 +33,24 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	remove A B                     A takes B out of its mesh
 //	node CLUSTER/NODE ADDR [LINK]  register a node and start its agent; LINK is the prefix of its L2
 //	agent halt|start CLUSTER/NODE  stop a node's agent; its tables and its state directory stay
+//	agent keep CLUSTER/NODE        wait until its snapshot on disk says what it knows
+//	boot CLUSTER/NODE              empty the tables of a node without an agent, as a boot does
 //	pod CLUSTER/NODE NS/NAME ready|unready|gone [ADDR...]
 //	apply FILE CLUSTER/FILE        put a manifest in place of another, or beside the others
 //	delete CLUSTER/FILE            remove one
 //	cut CLUSTER, heal CLUSTER      its store does not answer, or does again
 //	wipe CLUSTER                   its store is from now on another, empty one
 //	save CLUSTER, restore CLUSTER  back its store up; put the backup in its place
+//	forge CLUSTER node NAME PREFIX | address NODE ADDR | endpoint NS/SERVICE ADDR
+//	                               write a record straight into its store
+//	stale CLUSTER                  others do not believe it from now on: do not wait for them
 //	down NODE..., up NODE...       these nodes do not answer probes, or do again; waits until that is judged
 //	records PREFIX                 print records, PREFIX as in export/aws/service
 //	tables CLUSTER/NODE TABLE...   print tables of a node
 //	explain CLUSTER/NODE NS/NAME   print where the node sends a service
 //	changes CLUSTER/NODE           print the rows that were written or removed since the last time, sorted
 //	problems CLUSTER[/NODE]        print the problems a mesh API server or an agent names
+//	problem CLUSTER[/NODE] REGEXP  wait until it names such a problem
 //
 // What prints waits first until all has arrived that can arrive.
 func TestMesh(t *testing.T) {
@@ -73,6 +80,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"remove": run(2, cmdRemove),
 	"node":   run(2, cmdNode),
 	"agent":  run(2, cmdAgent),
+	"boot":   run(1, cmdBoot),
 	"pod":    run(3, cmdPod),
 	"apply":  run(2, cmdApply),
 	"delete": run(1, cmdDelete),
@@ -83,6 +91,12 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"restore": run(1, func(w *world, _ *testscript.TestScript, args []string) error {
 		return w.with(args[0], (*cluster).restore)
 	}),
+	"forge": run(4, func(w *world, _ *testscript.TestScript, args []string) error {
+		return w.with(args[0], func(c *cluster) error { return c.forge(args[1], args[2], args[3]) })
+	}),
+	"stale": run(1, func(w *world, _ *testscript.TestScript, args []string) error {
+		return w.with(args[0], func(c *cluster) error { c.stale = true; return nil })
+	}),
 	"down":     run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.probes(args, false) }),
 	"up":       run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.probes(args, true) }),
 	"records":  run(1, cmdRecords),
@@ -90,6 +104,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"explain":  run(2, cmdExplain),
 	"changes":  run(1, cmdChanges),
 	"problems": run(1, cmdProblems),
+	"problem":  run(2, cmdProblem),
 }
 
 // run makes a command of testscript. A ! before it wants it to fail; why it
@@ -151,11 +166,28 @@ func cmdAgent(w *world, _ *testscript.TestScript, args []string) error {
 	if err != nil {
 		return err
 	}
-	if args[0] == "halt" {
+	switch args[0] {
+	case "halt":
 		n.haltAgent()
 		return nil
+	case "start":
+		return n.startAgent()
+	case "keep":
+		return n.keep()
 	}
-	return n.startAgent()
+	return fmt.Errorf("agent %s: want halt, start or keep", args[0])
+}
+
+func cmdBoot(w *world, _ *testscript.TestScript, args []string) error {
+	n, err := w.node(args[0])
+	if err != nil {
+		return err
+	}
+	if n.agent != nil {
+		return fmt.Errorf("halt the agent of %s first", args[0])
+	}
+	n.kernel = newKernel()
+	return nil
 }
 
 func cmdPod(w *world, _ *testscript.TestScript, args []string) error {
@@ -248,33 +280,49 @@ func cmdProblems(w *world, ts *testscript.TestScript, args []string) error {
 	if err := w.settle(); err != nil {
 		return err
 	}
+	text, err := w.problems(args[0])
+	fmt.Fprint(ts.Stdout(), text)
+	return err
+}
+
+func cmdProblem(w *world, _ *testscript.TestScript, args []string) error {
+	re, err := regexp.Compile(args[1])
+	if err != nil {
+		return err
+	}
+	return eventually(func() error {
+		text, err := w.problems(args[0])
+		if err == nil && !re.MatchString(text) {
+			err = fmt.Errorf("problems:\n%s", text)
+		}
+		return err
+	})
+}
+
+// problems are those of a mesh API server or of an agent, one a line, sorted.
+func (w *world) problems(of string) (string, error) {
 	var lines []string
-	if n, err := w.node(args[0]); err == nil {
+	if strings.Contains(of, "/") {
+		n, err := w.node(of)
+		if err != nil {
+			return "", err
+		}
 		st, err := n.status()
 		if err != nil {
-			return err
+			return "", err
 		}
 		for _, p := range st.Problems {
-			lines = append(lines, fmt.Sprintf("%s: %s; %s", p.What, p.Why, p.Fix))
+			lines = append(lines, fmt.Sprintf("%s: %s; %s\n", p.What, p.Why, p.Fix))
 		}
-	} else {
-		c := w.clusters[args[0]]
-		if c == nil {
-			return err
-		}
-		if lines, err = c.problems(); err != nil {
-			return err
-		}
+	} else if err := w.with(of, func(c *cluster) (err error) { lines, err = c.problems(); return err }); err != nil {
+		return "", err
 	}
 	slices.Sort(lines)
-	for _, l := range lines {
-		fmt.Fprintln(ts.Stdout(), w.scrub(l))
-	}
-	return nil
+	return w.scrub(strings.Join(lines, "")), nil
 }
 
 // limit is how long anything may take to arrive; each script is much faster.
-const limit = 10 * time.Second
+const limit = 20 * time.Second
 
 // eventually waits until ok yields no error. It looks again when the machine had
 // time to do something.

@@ -16,7 +16,9 @@ import (
 
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/agent/register"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
+	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
 // node is a node with its tables and its agent. The tables outlive the agent.
@@ -80,7 +82,7 @@ func (n *node) token() (text string, err error) {
 func (n *node) startAgent() error {
 	a, err := agent.New(agent.Config{
 		Cluster: n.of.name, ClusterID: n.of.id, Node: n.name, OnLink: n.link,
-		SnapshotDir: filepath.Join(n.dir, "snapshot"), Connector: register.Connector{Client: n.client},
+		SnapshotDir: filepath.Join(n.dir, "snapshot"), Connector: connector{n},
 		Prober: n.of.w.prober, Health: agent.HealthConfig{Interval: 10 * time.Millisecond}, Resync: -1,
 	}, n.kernel.tables)
 	if err != nil {
@@ -95,6 +97,44 @@ func (n *node) startAgent() error {
 	n.agent = a
 	n.stop = func() { cancel(); <-done }
 	return nil
+}
+
+// connector is the real one, with the doors of the clusters in front.
+type connector struct{ n *node }
+
+func (c connector) Stores(ctx context.Context, name string, peer *clustermesh.Peer) ([]kvstore.Store, func(), error) {
+	stores, closeAll, err := register.Connector{Client: c.n.client}.Stores(ctx, name, peer)
+	for i := range stores {
+		stores[i] = gate{stores[i], c.n.of.w.clusters[name].portDoor}
+	}
+	return stores, closeAll, err
+}
+
+// keep waits until the agent's snapshot on disk has what it knows now.
+func (n *node) keep() error {
+	if err := n.of.w.settle(); err != nil {
+		return err
+	}
+	from := time.Now()
+	if err := n.of.w.settle(); err != nil { // changes every view once more
+		return err
+	}
+	return eventually(func() error {
+		files, err := filepath.Glob(filepath.Join(n.dir, "snapshot", "*.*"))
+		if err != nil {
+			return err
+		}
+		fresh := 0
+		for _, f := range files {
+			if info, err := os.Stat(f); err == nil && info.ModTime().After(from) {
+				fresh++
+			}
+		}
+		if want := 2 + len(n.of.peers); fresh != want {
+			return fmt.Errorf("%d of %d snapshots are written", fresh, want)
+		}
+		return nil
+	})
 }
 
 func (n *node) haltAgent() {
@@ -155,8 +195,7 @@ func (n *node) follows(c *cluster) bool {
 	if n.of == c {
 		return true
 	}
-	peers, err := n.of.read("local/" + n.of.name + "/peer/" + c.name)
-	return err == nil && len(peers) == 1
+	return n.of.peers[c.name]
 }
 
 // settle waits until the agent has heard all that it can, and has written it.
@@ -164,22 +203,32 @@ func (n *node) settle() error {
 	if n.agent == nil {
 		return nil
 	}
-	return eventually(func() error {
+	err := eventually(func() error {
 		if n.of.stop != nil {
 			if err := n.heard("settle/local", n.of); err != nil {
 				return err
 			}
 		}
 		for _, c := range n.of.w.clusters {
-			if c.stop != nil && n.of.stop != nil {
+			if c.stop != nil && n.of.stop != nil && (c == n.of || !c.stale) {
 				if err := n.heard("settle/global", c); err != nil {
 					return err
 				}
 			}
 		}
 		st, err := n.status()
+		known := 0
 		if err != nil {
 			return err
+		}
+		for _, c := range st.Clusters {
+			if c.Records == 0 {
+				return fmt.Errorf("it knows nothing of %s yet", c.Name)
+			}
+			known++
+		}
+		if known <= len(n.of.peers) {
+			return fmt.Errorf("it knows %d of %d peers", known-1, len(n.of.peers))
 		}
 		for _, t := range st.Tables {
 			if t.Pending > 0 {
@@ -188,6 +237,13 @@ func (n *node) settle() error {
 		}
 		return nil
 	})
+	if err != nil {
+		st, _ := n.status()
+		for _, c := range st.Clusters {
+			err = fmt.Errorf("%w\ncluster %s: connected %v, synced %v, %s", err, c.Name, c.Connected, c.Synced, c.LastError)
+		}
+	}
+	return err
 }
 
 // heard says whether the agent knows the last round of c's marks, or nothing of

@@ -2,6 +2,7 @@ package script
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -119,7 +120,7 @@ func (w *world) settle() error {
 			if !c.canPublish() {
 				continue
 			}
-			if err := c.mark(); err != nil {
+			if err := errors.Join(c.mark(), c.moved()); err != nil {
 				return fmt.Errorf("cluster %s: %w", name, err)
 			}
 		}
@@ -129,6 +130,21 @@ func (w *world) settle() error {
 			if err := n.settle(); err != nil {
 				return fmt.Errorf("agent of %s/%s: %w", c.name, n.name, err)
 			}
+		}
+	}
+	return nil
+}
+
+// readPeers notes who has joined whom, for as long as stores are replaced.
+func (w *world) readPeers() error {
+	for _, c := range w.clusters {
+		records, err := c.read("local/" + c.name + "/peer/")
+		if err != nil {
+			return err
+		}
+		clear(c.peers)
+		for key := range records {
+			c.peers[key.Name] = true
 		}
 	}
 	return nil
