@@ -31,7 +31,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	halt CLUSTER                   stop it; its store stays
 //	[!] join A B                   B joins the mesh of A; what went wrong is in stderr
 //	remove A B                     A takes B out of its mesh
-//	node CLUSTER/NODE ADDR [LINK]  register a node and start its agent; LINK is the prefix of its L2
+//	node CLUSTER/NODE ADDR[,ADDR] [LINK...]
+//	                               register a node and start its agent; LINKs are the prefixes of its L2
 //	agent halt|start CLUSTER/NODE  stop a node's agent; its tables and its state directory stay
 //	agent keep CLUSTER/NODE        wait until its snapshot on disk says what it knows
 //	boot CLUSTER/NODE              empty the tables of a node without an agent, as a boot does

@@ -39,7 +39,7 @@ func (c *cluster) addNode(name, address string, links []string) error {
 	if err := c.w.settle(); err != nil {
 		return err
 	}
-	addr, err := netip.ParseAddr(address)
+	addrs, err := parseAddrs(strings.Split(address, ","))
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (c *cluster) addNode(name, address string, links []string) error {
 	if err != nil {
 		return err
 	}
-	n.self = register.Self{UnderlayAddresses: []netip.Addr{addr}, WireGuardEndpoint: netip.AddrPortFrom(addr, 51820).String()}
+	n.self = register.Self{UnderlayAddresses: addrs, WireGuardEndpoint: netip.AddrPortFrom(addrs[0], 51820).String()}
 	copy(n.self.WireGuardKey[:], strings.Repeat(c.name+"/"+name+"/", 8))
 	n.client.Update(n.self)
 	if err := n.client.Register(c.w.ctx); err != nil {
@@ -155,13 +155,9 @@ func (n *node) registerPod(name, state string, addresses []string) error {
 	if err := n.of.w.settle(); err != nil {
 		return err
 	}
-	var addrs []netip.Addr
-	for _, text := range addresses {
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return err
-		}
-		addrs = append(addrs, a)
+	addrs, err := parseAddrs(addresses)
+	if err != nil {
+		return err
 	}
 	ns, pod, _ := strings.Cut(name, "/")
 	e := register.Endpoint{Namespace: ns, Name: pod, Owner: "uid-" + pod, Ready: state == "ready", Remove: state == "gone", Addresses: addrs}

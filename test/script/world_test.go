@@ -230,6 +230,17 @@ func parsePrefixes(texts []string) (ps []netip.Prefix, err error) {
 	return ps, nil
 }
 
+func parseAddrs(texts []string) (as []netip.Addr, err error) {
+	for _, t := range texts {
+		a, err := netip.ParseAddr(t)
+		if err != nil {
+			return nil, err
+		}
+		as = append(as, a)
+	}
+	return as, nil
+}
+
 // replaceFile writes a file as a whole: nobody reads half of it.
 func replaceFile(path, text string) error {
 	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
