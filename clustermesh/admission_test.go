@@ -101,8 +101,12 @@ func TestAdmission(t *testing.T) {
 }
 
 func TestConflicts(t *testing.T) {
-	own := &Cluster{Name: "aws", ID: 1, Incarnation: 10, PodPrefixes: prefixes("10.1.0.0/16")}
-	others := []*Peer{{Name: "azure", ID: 3, PodPrefixes: prefixes("10.3.0.0/16", "fd00:3::/48")}}
+	own := &Cluster{Name: "aws", ID: 1, Incarnation: 10, PodPrefixes: prefixes("10.1.0.0/16"), MeshAddresses: []string{"172.31.0.9:9443", "mesh.example:9443", "[2001:db8::9]:9443"}}
+	nodes := []*Node{
+		{Name: "n1", UnderlayAddresses: addresses("172.20.0.1", "2001:db8:1::1"), WireGuardEndpoint: "198.51.100.1:51820"},
+		{Name: "n2", UnderlayAddresses: addresses("172.20.0.2")},
+	}
+	others := []*Peer{{Name: "azure", ID: 3, PodPrefixes: prefixes("10.3.0.0/16", "fd00:3::/48"), MeshAddresses: []string{"203.0.113.3:9443"}}}
 	candidate := func(change func(*Cluster)) *Cluster {
 		c := &Cluster{Name: "gcp", ID: 2, Incarnation: 20, PodPrefixes: prefixes("10.2.0.0/16", "fd00:2::/48"), Capabilities: []string{CapabilityProtocol}}
 		change(c)
@@ -123,6 +127,21 @@ func TestConflicts(t *testing.T) {
 		{"no prefixes", func(c *Cluster) { c.PodPrefixes = nil }, []string{"names no pod prefixes"}},
 		{"an overlap", func(c *Cluster) { c.PodPrefixes = prefixes("10.0.0.0/15") }, []string{"10.0.0.0/15 (10.0.0.0–10.1.255.255) of \"gcp\" overlaps 10.1.0.0/16 (10.1.0.0–10.1.255.255) of aws"}},
 		{"an overlap with a peer", func(c *Cluster) { c.PodPrefixes = prefixes("fd00:3:0:1::/64") }, []string{"of azure"}},
+		{"the own mesh address", func(c *Cluster) { c.PodPrefixes = prefixes("172.31.0.0/24") }, []string{`172.31.0.0/24 (172.31.0.0–172.31.0.255) of "gcp" contains 172.31.0.9, mesh address of aws`}},
+		{"the own mesh address, IPv6", func(c *Cluster) { c.PodPrefixes = prefixes("2001:db8::/64") }, []string{"contains 2001:db8::9, mesh address of aws"}},
+		{"own nodes", func(c *Cluster) { c.PodPrefixes = prefixes("172.20.0.0/16") }, []string{`172.20.0.0/16 (172.20.0.0–172.20.255.255) of "gcp" contains 172.20.0.1, underlay address of node "n1" of aws`}},
+		{"an own node, IPv6", func(c *Cluster) { c.PodPrefixes = prefixes("2001:db8:1::/48") }, []string{`contains 2001:db8:1::1, underlay address of node "n1" of aws`}},
+		{"an own tunnel's end", func(c *Cluster) { c.PodPrefixes = prefixes("198.51.100.0/24") }, []string{`contains 198.51.100.1, WireGuard endpoint of node "n1" of aws`}},
+		{"a peer's mesh address", func(c *Cluster) { c.PodPrefixes = prefixes("203.0.113.0/24") }, []string{"contains 203.0.113.3, mesh address of azure"}},
+		{"its mesh address among our pods", func(c *Cluster) { c.MeshAddresses = []string{"10.1.0.1:9443"} }, []string{`10.1.0.0/16 (10.1.0.0–10.1.255.255) of "aws" contains 10.1.0.1, mesh address of "gcp"`}},
+		{"mesh address by name", func(c *Cluster) { c.MeshAddresses = []string{"gcp.example:9443", "[::ffff:192.0.2.1]:1"} }, nil},
+		{"as broad as can be", func(c *Cluster) { c.PodPrefixes = prefixes("11.0.0.0/8", "fd01::/32") }, nil},
+		{"too broad", func(c *Cluster) { c.PodPrefixes = prefixes("12.0.0.0/7", "fd02::/31") }, []string{`12.0.0.0/7 of "gcp" is broader than /8`, `fd02::/31 of "gcp" is broader than /32`}},
+		{"everything", func(c *Cluster) { c.PodPrefixes = prefixes("64.0.0.0/2") }, []string{"is broader than /8", "loopback"}},
+		{"loopback", func(c *Cluster) { c.PodPrefixes = prefixes("127.1.0.0/16", "::/120") }, []string{"overlaps 127.0.0.0/8: that is loopback", "overlaps ::/128", "overlaps ::1/128"}},
+		{"around link-local", func(c *Cluster) { c.PodPrefixes = prefixes("169.0.0.0/8", "fe80:1::/32") }, []string{"overlaps 169.254.0.0/16: that is link-local", "overlaps fe80::/10"}},
+		{"multicast", func(c *Cluster) { c.PodPrefixes = prefixes("239.0.0.0/8", "ff02::/32") }, []string{"overlaps 224.0.0.0/4: that is multicast", "overlaps ff00::/8"}},
+		{"unspecified", func(c *Cluster) { c.PodPrefixes = prefixes("0.0.0.0/8") }, []string{"overlaps 0.0.0.0/8"}},
 		{"all at once", func(c *Cluster) { c.Name, c.ID, c.PodPrefixes = "aws", 1, prefixes("10.0.0.0/8") },
 			[]string{"both clusters are named aws", "both have ID 1", "of aws", "of azure"}},
 		{"joined before", func(c *Cluster) { c.Name, c.ID, c.PodPrefixes = "azure", 3, prefixes("10.3.0.0/16") }, nil},
@@ -132,7 +151,7 @@ func TestConflicts(t *testing.T) {
 		{"too new", func(c *Cluster) { c.Capabilities = []string{"x", "protocol/3"} }, []string{"Upgrade Tombolo in cluster aws first"}},
 	}
 	for _, test := range tests {
-		problems := Conflicts(own, others, candidate(test.change))
+		problems := Conflicts(own, nodes, others, candidate(test.change))
 		if len(problems) != len(test.want) {
 			t.Errorf("%s: %d problems instead of %d: %v", test.name, len(problems), len(test.want), problems)
 			continue

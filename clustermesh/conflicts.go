@@ -24,11 +24,11 @@ type Problem struct{ What, Why, Fix string }
 
 func (p Problem) String() string { return p.What + ": " + p.Why + ". " + p.Fix }
 
-// Conflicts are the reasons why own may not join candidate, given the peers
-// that own has already; none = it may. The order is fixed. A peer of the
-// candidate's own name is taken for the same cluster joining again: its
-// prefixes may overlap, but its ID must be the one admitted before.
-func Conflicts(own *Cluster, others []*Peer, candidate *Cluster) []Problem {
+// Conflicts are the reasons why own, with these nodes, may not join candidate,
+// given the peers that own has already; none = it may. The order is fixed. A
+// peer of the candidate's own name is taken for the same cluster joining again:
+// its prefixes may overlap, but its ID must be the one admitted before.
+func Conflicts(own *Cluster, nodes []*Node, others []*Peer, candidate *Cluster) []Problem {
 	if own.Name == candidate.Name && own.ID == candidate.ID && own.Incarnation == candidate.Incarnation {
 		return []Problem{{
 			What: fmt.Sprintf("cluster %s is this cluster itself", own.Name),
@@ -48,6 +48,8 @@ func Conflicts(own *Cluster, others []*Peer, candidate *Cluster) []Problem {
 		problems = append(problems, sameID(candidate, own.Name))
 	}
 	problems = append(problems, overlaps(candidate, own.Name, own.PodPrefixes)...)
+	problems = append(problems, captures(candidate, own.Name, append(meshPlaces(own.MeshAddresses), nodePlaces(nodes)...))...)
+	problems = append(problems, captures(own, quote(candidate.Name), meshPlaces(candidate.MeshAddresses))...)
 	for _, p := range others {
 		switch {
 		case p.Name == candidate.Name && p.ID != candidate.ID:
@@ -62,6 +64,7 @@ func Conflicts(own *Cluster, others []*Peer, candidate *Cluster) []Problem {
 				problems = append(problems, sameID(candidate, p.Name))
 			}
 			problems = append(problems, overlaps(candidate, p.Name, p.PodPrefixes)...)
+			problems = append(problems, captures(candidate, p.Name, meshPlaces(p.MeshAddresses))...)
 		}
 	}
 	return append(problems, versions(own, candidate)...)
@@ -91,7 +94,7 @@ func invalid(c *Cluster) []Problem {
 			Fix:  "Start its tombolo-apiserver with --pod-prefix, once for each range of pod addresses.",
 		})
 	}
-	return problems
+	return append(problems, unfitPrefixes(c)...)
 }
 
 func sameID(candidate *Cluster, other string) Problem {

@@ -152,7 +152,7 @@ func (j *joining) propose(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.judge(other, answer.Clock); err != nil {
+	if err := j.judge(ctx, other, answer.Clock); err != nil {
 		return err
 	}
 	j.other, j.out.Existing = other, answer.Existing
@@ -161,7 +161,7 @@ func (j *joining) propose(ctx context.Context) error {
 }
 
 // judge looks at what the other cluster says of itself.
-func (j *joining) judge(other *clustermesh.Cluster, clock int64) error {
+func (j *joining) judge(ctx context.Context, other *clustermesh.Cluster, clock int64) error {
 	p, now := j.port, j.port.cfg.Now()
 	if other.Name != j.token.Cluster {
 		return Refuse(codes.FailedPrecondition, joinRefused, "ask for a new token", "the token is of cluster %s, but %s answers", j.token.Cluster, other.Name)
@@ -180,7 +180,11 @@ func (j *joining) judge(other *clustermesh.Cluster, clock int64) error {
 	if _, err := certs.VerifyWith(other.CABundle, certs.RawChain(j.conn.state), now); err != nil {
 		return Refuse(codes.PermissionDenied, joinRefused, "restart that cluster's mesh API server", "cluster %s does not prove the CA bundle it proposes: %v", other.Name, err)
 	}
-	if err := checkFit(joinRefused, j.own, j.known, other); err != nil {
+	nodes, err := p.ownNodes(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkFit(joinRefused, j.own, nodes, j.known, other); err != nil {
 		return err
 	}
 	j.ok("name, ID %d, pod prefixes and CA conflict with none of ours (%d peers)", other.ID, len(p.peers.List()))

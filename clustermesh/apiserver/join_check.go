@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/tombolo-mesh/tombolo/certs"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
 // maxClockDifference is how far the clocks of two clusters may be apart.
@@ -57,7 +59,7 @@ func minorOf(version string) (v [2]int, ok bool) {
 // checkFit is everything that keeps own and candidate from being in one mesh.
 // A peer that is the candidate itself, known by the same CA, is no obstacle:
 // it joins again.
-func checkFit(what string, own *clustermesh.Cluster, peers map[string]peerEntry, candidate *clustermesh.Cluster) error {
+func checkFit(what string, own *clustermesh.Cluster, nodes []*clustermesh.Node, peers map[string]peerEntry, candidate *clustermesh.Cluster) error {
 	var others []*clustermesh.Peer
 	for _, e := range peers {
 		if e.peer.Name == candidate.Name && e.peer.ID == candidate.ID && certs.SharedRoot(e.peer.CABundle, candidate.CABundle) != nil {
@@ -69,7 +71,7 @@ func checkFit(what string, own *clustermesh.Cluster, peers map[string]peerEntry,
 		}
 		others = append(others, e.peer)
 	}
-	if problems := clustermesh.Conflicts(own, others, candidate); len(problems) > 0 {
+	if problems := clustermesh.Conflicts(own, nodes, others, candidate); len(problems) > 0 {
 		r := Refuse(codes.FailedPrecondition, what, problems[0].Fix, "%s", problemText(problems[0]))
 		for _, q := range problems[1:] {
 			r.Why += "; also " + problemText(q)
@@ -92,6 +94,28 @@ func checkFit(what string, own *clustermesh.Cluster, peers map[string]peerEntry,
 		}
 	}
 	return nil
+}
+
+// ownNodes are the nodes of this cluster that are published.
+func (p *Port) ownNodes(ctx context.Context) ([]*clustermesh.Node, error) {
+	var nodes []*clustermesh.Node
+	prefix := clustermesh.KindPrefix(clustermesh.ScopeExport, p.own, clustermesh.KindNode)
+	_, err := p.cfg.Store.List(ctx, prefix, kvstore.Position{}, func(kvs []kvstore.KV) error {
+		for _, kv := range kvs {
+			key, err := clustermesh.ParseKey(kv.Key)
+			if err != nil {
+				continue
+			}
+			if rec, err := clustermesh.Decode(key, kv.Value); err == nil {
+				nodes = append(nodes, rec.(*clustermesh.Node))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the own nodes: %w", err)
+	}
+	return nodes, nil
 }
 
 func problemText(q clustermesh.Problem) string {

@@ -136,23 +136,10 @@ func prefixesFromPB(ms []*pb.Prefix) ([]netip.Prefix, error) {
 			return nil, malformed("a pod prefix is malformed")
 		}
 		p := netip.PrefixFrom(addr, int(m.GetBits()))
-		switch {
-		case p != p.Masked():
+		if p != p.Masked() {
 			return nil, malformed("pod prefix %s has bits set beyond its length", p)
-		case p.Bits() < minPrefixBits(addr):
-			return nil, malformed("pod prefix %s is too wide", p)
-		case addr.IsLoopback(), addr.IsMulticast(), addr.IsLinkLocalUnicast():
-			return nil, malformed("pod prefix %s is not one that pods can have", p)
 		}
 		out = append(out, p)
 	}
 	return out, nil
-}
-
-// minPrefixBits keeps a peer from claiming the whole Internet.
-func minPrefixBits(a netip.Addr) int {
-	if a.Is4() {
-		return 6
-	}
-	return 16
 }

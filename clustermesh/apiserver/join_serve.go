@@ -50,7 +50,11 @@ func (p *Port) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinResponse,
 	if err != nil {
 		return nil, err
 	}
-	if err := checkFit(what, own, present, candidate); err != nil {
+	nodes, err := p.ownNodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFit(what, own, nodes, present, candidate); err != nil {
 		return nil, err
 	}
 	answer := &pb.JoinResponse{Cluster: clusterToPB(own), Clock: now.UnixNano()}

@@ -106,6 +106,13 @@ func TestJoinRefusals(t *testing.T) {
 		{name: "same ID", idB: 1, want: []string{"both have ID 1", "--cluster-id"}},
 		{name: "itself", before: func(_ *testing.T, w *world) { w.b = w.a }, want: []string{"from cluster aws itself"}},
 		{name: "overlapping prefixes", optionsB: []rigOption{prefix("10.1.128.0/17")}, want: []string{"10.1.128.0/17", "10.1.0.0/16"}},
+		{name: "prefix over the inviter's mesh port", optionsB: []rigOption{prefix("127.0.0.0/24")}, want: []string{"127.0.0.0/24", "contains 127.0.0.1, mesh address of aws", "--pod-prefix"}},
+		{name: "prefix over the joiner's mesh port", optionsA: []rigOption{prefix("127.0.0.0/24")}, want: []string{"127.0.0.0/24", `contains 127.0.0.1, mesh address of "gcp"`}},
+		{name: "prefix over the inviter's nodes", before: func(t *testing.T, w *world) { w.a.putNode(t, "172.20.0.7") }, optionsB: []rigOption{prefix("172.20.0.0/16")},
+			want: []string{"cluster aws says", "172.20.0.0/16", `contains 172.20.0.7, underlay address of node "n1" of aws`, "--pod-prefix"}},
+		{name: "prefix over the joiner's nodes", before: func(t *testing.T, w *world) { w.b.putNode(t, "172.20.0.7") }, optionsA: []rigOption{prefix("172.20.0.0/16")},
+			want: []string{"172.20.0.0/16", `contains 172.20.0.7, underlay address of node "n1" of gcp`, "--pod-prefix"}},
+		{name: "too broad a prefix", optionsB: []rigOption{prefix("32.0.0.0/7")}, want: []string{"32.0.0.0/7", "broader than /8", "--pod-prefix"}},
 		{name: "no prefixes", optionsB: []rigOption{withOwn(func(c *clustermesh.Cluster) { c.PodPrefixes = nil })}, want: []string{"--pod-prefix"}},
 		{name: "clock ahead", optionsB: []rigOption{withClock(time.Hour)}, want: []string{"the clock of cluster gcp says", "ours says", "1h0m0s apart", "NTP"}},
 		{name: "clock behind", before: func(_ *testing.T, w *world) { w.a.setClock(-time.Hour) }, want: []string{"1h0m0s apart", "NTP"}},
@@ -196,13 +203,27 @@ func TestJoinRefusals(t *testing.T) {
 	}
 }
 
+// putNode publishes a node of the cluster.
+func (r *meshRig) putNode(t *testing.T, underlay string) {
+	t.Helper()
+	n := &clustermesh.Node{Name: "n1", Number: 1, UnderlayAddresses: []netip.Addr{netip.MustParseAddr(underlay)}}
+	value, err := clustermesh.Encode(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := clustermesh.Key{Scope: clustermesh.ScopeExport, Cluster: r.name, Kind: clustermesh.KindNode, Name: n.Name}
+	if _, err := r.store.Commit(t.Context(), kvstore.Put(key.String(), value, 0)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestClustersThatShareACA(t *testing.T) {
 	a := startRig(t, "aws", 1)
 	b := startRig(t, "gcp", 2)
 	// The bundle of gcp holds the CA of aws as well.
 	shared := b.port.ownCluster()
 	shared.CABundle = append(shared.CABundle, a.ca.Bundle()...)
-	err := checkFit("join refused", a.port.ownCluster(), nil, shared)
+	err := checkFit("join refused", a.port.ownCluster(), nil, nil, shared)
 	wantRefusal(t, err, "share a CA", a.ca.Fingerprint())
 }
 
