@@ -120,7 +120,7 @@ func (n *node) keep() error {
 		return err
 	}
 	return eventually(func() error {
-		files, err := filepath.Glob(filepath.Join(n.dir, "snapshot", "*.*"))
+		files, err := filepath.Glob(filepath.Join(n.dir, "snapshot", "[^.]*.snapshot"))
 		if err != nil {
 			return err
 		}
