@@ -45,17 +45,22 @@ type PlanCluster struct {
 // node a WireGuard peer that may carry exactly its pod prefixes, and tunnel
 // routes. Every prefix behind the tunnel, and every prefix a peer was admitted
 // for, has a blackhole route as well, so that losing the device loses
-// connectivity and never secrecy.
+// connectivity and never secrecy. The exception is a remote prefix that takes in
+// an address which tunnels themselves need: see overUnderlay.
 func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow, problems []clustermesh.Problem) {
 	p := planner{in: in, peers: map[PeerKey]PeerRow{}, routes: map[RouteKey]RouteRow{}, claimed: newClaims(in), keys: map[PeerKey]string{}}
+	p.ownPlaces = placesOf("", in.OwnNodes)
 	p.ownNodes()
 	remote := slices.Clone(in.Remote)
 	slices.SortFunc(remote, func(a, b PlanCluster) int {
 		return cmp.Or(a.Joined.Compare(b.Joined), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Name, b.Name))
 	})
 	for _, c := range remote {
+		p.ends = endpointsOf(c.Name, c.Nodes)
 		for _, prefix := range c.PodPrefixes {
-			p.blackhole(prefix)
+			if refused, _ := p.overUnderlay("cluster "+c.Name, prefix); !refused {
+				p.blackhole(prefix)
+			}
 		}
 		for _, n := range byName(c.Nodes) {
 			p.tunnel(c.Name, n)
@@ -65,12 +70,15 @@ func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow
 }
 
 type planner struct {
-	in       PlanInput
-	peers    map[PeerKey]PeerRow
-	routes   map[RouteKey]RouteRow
-	claimed  *claims
-	keys     map[PeerKey]string // whose they are
-	problems []clustermesh.Problem
+	in      PlanInput
+	peers   map[PeerKey]PeerRow
+	routes  map[RouteKey]RouteRow
+	claimed *claims
+	keys    map[PeerKey]string // whose they are
+	// ownPlaces are what the own cluster's nodes are reached at, ends where the
+	// tunnels of the remote cluster in turn end: no pod of a remote one is there.
+	ownPlaces, ends places
+	problems        []clustermesh.Problem
 }
 
 func byName(nodes []*clustermesh.Node) []*clustermesh.Node {
@@ -140,6 +148,14 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 	var allowed []netip.Prefix
 	for _, prefix := range n.PodPrefixes {
 		prefix = prefix.Masked()
+		if cluster != "" {
+			if refused, ours := p.overUnderlay("node "+nodeLabel(cluster, n), prefix); refused {
+				if !ours {
+					p.blackhole(prefix) // what goes to its pods must not go in clear
+				}
+				continue
+			}
+		}
 		if !p.claim(cluster, n, prefix) {
 			continue
 		}
