@@ -19,6 +19,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/agenttest"
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/kvstore"
@@ -66,12 +67,6 @@ func serve(t *testing.T, handler http.Handler) string {
 	return socket
 }
 
-type nowhere struct{}
-
-func (nowhere) Stores(context.Context, string, *clustermesh.Peer) ([]kvstore.Store, func(), error) {
-	return nil, nil, fmt.Errorf("no cluster in this test")
-}
-
 var counter atomic.Int32
 
 func netns(t *testing.T) string {
@@ -88,11 +83,16 @@ func netns(t *testing.T) string {
 }
 
 // The plugin, the agent's API and the pods' code together, in real namespaces.
-// The agent has no cluster in reach: pods are connected all the same.
+// The agent's own cluster has spoken: until it has, no pod is connected, as
+// nothing would keep its packets to other clusters from leaving in clear.
 func TestEndToEnd(t *testing.T) {
 	node, pod := netns(t), netns(t)
 	pods := openIn(t, node)
-	a, err := agent.New(agent.Config{Cluster: "here", ClusterID: 1, Node: "node-1", Connector: nowhere{}, Pods: pods}, agent.NewFakes())
+	here := agenttest.Facts{Name: "here", ID: 1}
+	mesh := agenttest.NewMesh()
+	mesh.SetStore(here.Name, kvstore.NewMemory(kvstore.MemoryOptions{}))
+	mesh.Put(t, here.Name, clustermesh.ScopeExport, here.Node(1), here.Cluster(1))
+	a, err := agent.New(agent.Config{Cluster: here.Name, ClusterID: here.ID, Node: here.NodeName(1), Connector: mesh, Pods: pods}, agent.NewFakes())
 	if err != nil {
 		t.Fatal(err)
 	}
