@@ -42,11 +42,18 @@ type PortConfig struct {
 	Connections int           // at a time; default 8192
 	Strangers   int           // connections without a verified certificate, of those; default 128
 	PeerBudget  etcd.Budget   // of each peer's reader; default DefaultPeerBudget
-	Now         func() time.Time
+	// ClusterBudget is of all readers of a peer together, however many names its
+	// CA makes; default DefaultClusterBudget.
+	ClusterBudget etcd.Budget
+	Now           func() time.Time
 }
 
 // DefaultPeerBudget bounds what one reader of a peer may ask of the mesh port.
 var DefaultPeerBudget = etcd.Budget{Watches: 256, RequestsPerSecond: 200}
+
+// DefaultClusterBudget bounds what all readers of a peer may ask together: 5000
+// nodes with three watches each, which come back within seconds after a restart.
+var DefaultClusterBudget = etcd.Budget{Watches: 16384, RequestsPerSecond: 2000}
 
 // Port is the mesh port: one TLS listener with the read half of the etcd v3 API
 // and the Mesh service, for nodes, peers and clusters that are about to join.
@@ -87,6 +94,7 @@ func NewPort(cfg PortConfig) (*Port, error) {
 	if cfg.PeerBudget == (etcd.Budget{}) {
 		cfg.PeerBudget = DefaultPeerBudget
 	}
+	setDefault(&cfg.ClusterBudget, DefaultClusterBudget)
 	p := &Port{cfg: cfg, own: cfg.CA.Cluster(), log: cfg.Log}
 	p.contacts.all = make(map[string]*contact)
 	p.caNow.Store(cfg.CA)

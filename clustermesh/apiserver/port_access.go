@@ -114,7 +114,10 @@ func (p *Port) authorizeReader(ctx context.Context) (etcd.Access, error) {
 			clustermesh.Root + string(clustermesh.ScopeMirror) + "/",
 		}}, nil
 	case rolePeerNode, rolePeerServer:
-		return etcd.Access{Name: c.name.String(), Prefixes: []string{export}, Budget: p.cfg.PeerBudget}, nil
+		return etcd.Access{
+			Name: c.name.String(), Prefixes: []string{export}, Budget: p.cfg.PeerBudget,
+			Group: "cluster " + c.name.Cluster, GroupBudget: p.cfg.ClusterBudget,
+		}, nil
 	}
 	return etcd.Access{}, Refuse(codes.Unauthenticated, "reading refused", p.comeIn(), "%v", why)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
+	"github.com/tombolo-mesh/tombolo/kvstore/etcd"
 )
 
 // joined starts aws and gcp, joined.
@@ -407,6 +408,30 @@ func TestPeerThatAnnouncesWithoutEnd(t *testing.T) {
 	}
 	if written == 0 || written > announceBurst {
 		t.Errorf("the record of gcp was written %d times, at most %d are due", written, announceBurst)
+	}
+}
+
+// A peer's CA can make any number of names: they share one budget. Own nodes
+// are counted one by one.
+func TestPeerNamesShareABudget(t *testing.T) {
+	a := startRig(t, "aws", 1, func(_ *meshRig, c *PortConfig) { c.ClusterBudget = etcd.Budget{RequestsPerSecond: 5} })
+	b := startRig(t, "gcp", 2)
+	if err := b.join(a.invite()); err != nil {
+		t.Fatal(err)
+	}
+	export := clustermesh.ScopePrefix(clustermesh.ScopeExport, "aws")
+	var err error
+	for n := 0; n < 40 && err == nil; n++ {
+		name := certs.Node("gcp", fmt.Sprintf("n%d", n))
+		_, err = list(t.Context(), a.reader(leafOf(t, b.ca, name, time.Hour)), export)
+	}
+	if err == nil || !strings.Contains(err.Error(), "cluster gcp exceeds its budget of 5 requests per second") {
+		t.Errorf("40 names at once: %v", err)
+	}
+	for n := range 20 {
+		if _, err := list(t.Context(), a.reader(a.leaf(certs.Node("aws", fmt.Sprintf("n%d", n)), time.Hour)), export); err != nil {
+			t.Fatalf("own node %d: %v", n, err)
+		}
 	}
 }
 

@@ -73,6 +73,60 @@ func TestBudgets(t *testing.T) {
 	})
 }
 
+// Many names of one group share what the group has; each of them and other groups
+// keep their own.
+func TestGroupBudgets(t *testing.T) {
+	mem := filled(t)
+	var budget, group atomic.Pointer[etcd.Budget]
+	budget.Store(&etcd.Budget{Watches: 2})
+	group.Store(&etcd.Budget{Watches: 3})
+	p := serve(t, newCA(t), "", mem, func(name string) (etcd.Access, error) {
+		cluster, _, _ := strings.Cut(name, "-")
+		return etcd.Access{Name: name, Prefixes: []string{""}, Budget: *budget.Load(), Group: "cluster " + cluster, GroupBudget: *group.Load()}, nil
+	})
+	refused := func(name, want string) {
+		t.Helper()
+		if err := watch(t, p.open(t, name), "/a/", kvstore.Position{}).end(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Fatalf("a watch of %s: %v, want %q", name, err, want)
+		}
+	}
+	n1 := p.open(t, "gcp-n1")
+	w := watch(t, n1, "/a/", kvstore.Position{}).standing()
+	watch(t, n1, "/a/", kvstore.Position{}).standing()
+	refused("gcp-n1", "gcp-n1 exceeds its budget of 2 watches")
+	watch(t, p.open(t, "gcp-n2"), "/a/", kvstore.Position{}).standing()
+	for n := 3; n < 8; n++ {
+		refused(fmt.Sprintf("gcp-n%d", n), "cluster gcp exceeds its budget of 3 watches")
+	}
+	watch(t, p.open(t, "azure-n1"), "/a/", kvstore.Position{}).standing()
+	w.cancel()
+	w.end() //nolint:errcheck // it was cancelled
+	deadline := time.Now().Add(10 * time.Second)
+	for readers(p)["gcp-n1"].Watches != 1 && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+	if r := readers(p)["gcp-n7"]; r.Watches != 0 || r.Refused == 0 {
+		t.Fatalf("a refused one counts %+v", r)
+	}
+	watch(t, p.open(t, "gcp-n9"), "/a/", kvstore.Position{}).standing()
+
+	budget.Store(&etcd.Budget{})
+	group.Store(&etcd.Budget{RequestsPerSecond: 5})
+	var err error
+	for n := 0; n < 100 && err == nil; n++ {
+		_, err = p.open(t, fmt.Sprintf("edge-n%d", n)).Client().Get(t.Context(), "/a/1")
+		if n < 5 && err != nil {
+			t.Fatalf("request %d: %v", n, err)
+		}
+	}
+	if !strings.Contains(fmt.Sprint(err), "cluster edge exceeds its budget of 5 requests per second") {
+		t.Fatalf("100 requests of 100 names: %v", err)
+	}
+	if _, err := p.open(t, "azure-n2").Client().Get(t.Context(), "/a/1"); err != nil {
+		t.Fatalf("another cluster pays for it: %v", err)
+	}
+}
+
 func readers(p *port) map[string]etcd.Reader {
 	m := map[string]etcd.Reader{}
 	for _, r := range p.Readers() {

@@ -27,11 +27,12 @@ type Reader struct {
 // It must outlast the longest burst, or reconnecting would refill it.
 const forgetAfter = time.Minute
 
-// client is the state of one Access.Name.
+// client is the state of one Access.Name, or of an Access.Group.
 type client struct {
 	name string
 
 	mu       sync.Mutex
+	group    *client // nil = none; replaced only when the former one has no watches
 	budget   Budget
 	requests *rate.Limiter // nil = no limit
 	bytes    *rate.Limiter // nil = no limit
@@ -71,26 +72,45 @@ func denied(err error) error {
 func (s *Server) client(access Access) *client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.clients[access.Name]
+	s.forgetIdle()
+	c := present(s.clients, access.Name, access.Budget)
+	if access.Group != "" {
+		g := present(s.groups, access.Group, access.GroupBudget)
+		c.mu.Lock()
+		c.group = g
+		c.mu.Unlock()
+	}
+	return c
+}
+
+// present finds or makes a state with this budget.
+func present(in map[string]*client, name string, budget Budget) *client {
+	c := in[name]
 	if c == nil {
-		s.forgetIdle()
-		c = &client{name: access.Name, streams: map[*liveStream]struct{}{}}
-		s.clients[access.Name] = c
+		c = &client{name: name, streams: map[*liveStream]struct{}{}}
+		in[name] = c
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lastSeen = time.Now()
-	c.setBudget(access.Budget)
+	c.setBudget(budget)
 	return c
 }
 
+// forgetIdle runs now and then: callers can be many.
 func (s *Server) forgetIdle() {
-	for name, c := range s.clients {
-		c.mu.Lock()
-		if len(c.streams) == 0 && time.Since(c.lastSeen) > forgetAfter {
-			delete(s.clients, name)
+	if time.Since(s.swept) < time.Second {
+		return
+	}
+	s.swept = time.Now()
+	for _, in := range []map[string]*client{s.clients, s.groups} {
+		for name, c := range in {
+			c.mu.Lock()
+			if len(c.streams) == 0 && c.stats.Watches == 0 && time.Since(c.lastSeen) > forgetAfter {
+				delete(in, name)
+			}
+			c.mu.Unlock()
 		}
-		c.mu.Unlock()
 	}
 }
 
@@ -113,8 +133,30 @@ func (c *client) setBudget(b Budget) {
 	c.budget = b
 }
 
-// charge takes one request from the budget.
+// shared is the caller's group; nil = none.
+func (c *client) shared() *client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.group
+}
+
+// charge takes one request from the budget, and then from the group's.
 func (c *client) charge() error {
+	if err := c.chargeOne(); err != nil {
+		return err
+	}
+	g := c.shared()
+	if g == nil {
+		return nil
+	}
+	err := g.chargeOne()
+	if err != nil {
+		c.refused()
+	}
+	return err
+}
+
+func (c *client) chargeOne() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stats.Requests++
@@ -133,6 +175,17 @@ func (c *client) refused() {
 
 // pace waits until n bytes may be sent.
 func (c *client) pace(ctx context.Context, n int) error {
+	if err := c.paceOne(ctx, n); err != nil {
+		return err
+	}
+	g := c.shared()
+	if g == nil {
+		return nil
+	}
+	return g.paceOne(ctx, n)
+}
+
+func (c *client) paceOne(ctx context.Context, n int) error {
 	c.mu.Lock()
 	c.stats.Bytes += int64(n)
 	limit := c.bytes
@@ -151,8 +204,25 @@ func (c *client) pace(ctx context.Context, n int) error {
 	return nil
 }
 
-// addWatch takes one watch from the budget; the caller returns it with removeWatch.
+// addWatch takes one watch from the budget and the group's; the caller returns
+// it with removeWatch.
 func (c *client) addWatch() error {
+	if err := c.addOneWatch(); err != nil {
+		return err
+	}
+	g := c.shared()
+	if g == nil {
+		return nil
+	}
+	err := g.addOneWatch()
+	if err != nil {
+		c.removeOneWatch()
+		c.refused()
+	}
+	return err
+}
+
+func (c *client) addOneWatch() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.budget.Watches > 0 && c.stats.Watches >= c.budget.Watches {
@@ -164,6 +234,13 @@ func (c *client) addWatch() error {
 }
 
 func (c *client) removeWatch() {
+	c.removeOneWatch()
+	if g := c.shared(); g != nil {
+		g.removeOneWatch()
+	}
+}
+
+func (c *client) removeOneWatch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stats.Watches--

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -26,9 +27,15 @@ type Access struct {
 	// them; none = nothing may be read. "" = everything.
 	Prefixes []string
 	Budget   Budget
+	// Group is whom the caller shares GroupBudget with, beside its own Budget;
+	// "" = nobody. Who can have names made, as a cluster's CA can, gets no more
+	// by having many. A name never changes its group.
+	Group       string
+	GroupBudget Budget
 }
 
-// Budget bounds what one name may use, over all its connections. 0 = no limit.
+// Budget bounds what one name or group may use, over all its connections. 0 = no
+// limit.
 type Budget struct {
 	Watches           int   // watches at a time
 	RequestsPerSecond int   // requests, also those on watch streams; bursts of twice as many
@@ -53,6 +60,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	clients map[string]*client // by Access.Name
+	groups  map[string]*client // by Access.Group; only budget and counts are used
+	swept   time.Time          // when idle ones were looked for last
 }
 
 // NewServer serves Range, RangeStream, Watch and Status out of store, filtered
@@ -65,7 +74,7 @@ func NewServer(store Source, cfg ServerConfig) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{store: store, authorize: cfg.Authorize, log: cfg.Log, clients: map[string]*client{}}
+	return &Server{store: store, authorize: cfg.Authorize, log: cfg.Log, clients: map[string]*client{}, groups: map[string]*client{}}
 }
 
 // Register adds the etcd services to g, which must have been made with
