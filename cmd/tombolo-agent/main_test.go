@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func TestListen(t *testing.T) {
@@ -42,6 +44,57 @@ func TestListen(t *testing.T) {
 		c.Close()
 	}
 	l.Close()
+}
+
+// Whatever the umask, at no moment is there a socket that others can reach: it
+// appears at its place by being moved there, with the right mode, out of a
+// directory that is closed to others.
+func TestSocketIsNeverOpenToOthers(t *testing.T) {
+	if path := os.Getenv("TOMBOLO_TEST_LISTEN"); path != "" {
+		// In a process of its own, as the umask is the process's.
+		unix.Umask(0)
+		l, err := listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		return
+	}
+	dir := t.TempDir()
+	events, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(events)
+	if _, err := unix.InotifyAddWatch(events, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "agent.sock")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestSocketIsNeverOpenToOthers$")
+	cmd.Env = append(os.Environ(), "TOMBOLO_TEST_LISTEN="+path)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	buf, moved := make([]byte, 4096), false
+	n, err := unix.Read(events, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for buf = buf[:n]; len(buf) >= unix.SizeofInotifyEvent; {
+		mask, size := binary.NativeEndian.Uint32(buf[4:]), binary.NativeEndian.Uint32(buf[12:])
+		name := string(bytes.TrimRight(buf[unix.SizeofInotifyEvent:][:size], "\x00"))
+		buf = buf[unix.SizeofInotifyEvent+size:]
+		if mask&unix.IN_CREATE != 0 && mask&unix.IN_ISDIR == 0 {
+			t.Errorf("%s was made where others can reach it before its mode is set", name)
+		}
+		moved = moved || mask&unix.IN_MOVED_TO != 0 && name == filepath.Base(path)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 || !moved {
+		t.Errorf("the socket: %v %v, moved %v", st, err, moved)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
 }
 
 func TestLockState(t *testing.T) {

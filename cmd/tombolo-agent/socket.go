@@ -33,7 +33,8 @@ func lockState(dir string) (*os.File, error) {
 // listen opens the API's socket with mode 0600. A socket that nobody serves any
 // more is replaced; a live one is not.
 func listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("directory of the socket: %w", err)
 	}
 	if c, err := net.Dial("unix", path); err == nil {
@@ -44,21 +45,40 @@ func listen(path string) (net.Listener, error) {
 			return nil, fmt.Errorf("remove the stale socket: %w", err)
 		}
 	}
-	// Made under another name and moved to its place when its mode is right:
-	// nobody can connect in between.
-	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	l, err := listenPrivately(dir, path)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// listenPrivately makes the socket in a directory of its own, which nobody else
+// can enter, and moves it to its place when its mode is right: until then the
+// mode is what the umask leaves, and whoever connects in between stays connected.
+func listenPrivately(dir, path string) (net.Listener, error) {
+	private, err := os.MkdirTemp(dir, ".agent-") // mode 0700
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(private)
+	at, err := os.Open(private)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	// By way of /proc, as the longer name might not fit into an address.
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/s", at.Fd()), Net: "unix"})
+	if err != nil {
+		return nil, err
 	}
 	l.SetUnlinkOnClose(false)
+	tmp := filepath.Join(private, "s")
 	if err = os.Chmod(tmp, 0o600); err == nil {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
 		l.Close()
-		os.Remove(tmp)
-		return nil, fmt.Errorf("socket %s: %w", path, err)
+		return nil, err
 	}
 	return l, nil
 }
