@@ -257,7 +257,7 @@ func TestCompletion(t *testing.T) {
 		{"status -o ", []string{"json"}},
 		{"me", []string{"mesh"}},
 		{"help mesh ", []string{"invite", "join", "records"}},
-		{"mesh confirm-deletes ", []string{"service", "node"}},
+		{"mesh confirm-deletes ", []string{"pod", "namespace", "networkpolicy", "node", "service", "endpointslice"}},
 	} {
 		words := strings.Split(c.line, " ")
 		got := w.at(t, append([]string{"__complete"}, words...)...)

@@ -50,6 +50,13 @@ shown.`,
 	})
 }
 
+// confirmKinds are what can be held: objects of the source, and records made of
+// them.
+var confirmKinds = []string{
+	"pod", "namespace", "networkpolicy", "node", "service", "endpointslice",
+	"identity", "address", "policy", "workload",
+}
+
 // confirmCommand lets a held mass delete go ahead.
 func (c *cli) confirmCommand() *cobra.Command {
 	return c.answers(&cobra.Command{
@@ -60,7 +67,7 @@ deletion back and 'tombolo status' says so: an empty list is more often a mistak
 than a wish. This says that it is meant, for one kind or for all.`,
 		Example:           "  tombolo mesh confirm-deletes service\n  tombolo mesh confirm-deletes",
 		Args:              upToOneArg("KIND"),
-		ValidArgsFunction: cobra.FixedCompletions([]string{"node", "service", "endpointslice", "identity", "address", "policy", "workload"}, cobra.ShellCompDirectiveNoFileComp),
+		ValidArgsFunction: cobra.FixedCompletions(confirmKinds, cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			admin, done, err := c.admin()
 			if err != nil {
