@@ -54,18 +54,20 @@ type peers struct {
 	now func() time.Time
 
 	mu       sync.Mutex
-	silent   map[agent.PeerKey]struct{} // peers without a keepalive
-	speaking bool                       // a goroutine gives them one
+	silent   map[agent.PeerKey]struct{}      // peers without a keepalive
+	speaking bool                            // a goroutine gives them one
+	held     map[agent.PeerKey]agent.PeerRow // new peers that may speak first; see yield
 }
 
 func newPeers(wg *wgctrl.Client, device string) *peers {
-	return &peers{wg: wg, device: device, put: map[agent.PeerKey]agent.PeerRow{}, now: time.Now, silent: map[agent.PeerKey]struct{}{}}
+	return &peers{wg: wg, device: device, put: map[agent.PeerKey]agent.PeerRow{}, now: time.Now,
+		silent: map[agent.PeerKey]struct{}{}, held: map[agent.PeerKey]agent.PeerRow{}}
 }
 
 func (t *peers) Dump() iter.Seq2[agent.PeerKey, agent.PeerRow] {
 	return func(yield func(agent.PeerKey, agent.PeerRow) bool) {
 		var actual map[agent.PeerKey]agent.PeerRow
-		if actual, t.err = t.read(); t.err != nil {
+		if actual, _, t.err = t.read(); t.err != nil {
 			return
 		}
 		for k, v := range actual {
@@ -78,15 +80,20 @@ func (t *peers) Dump() iter.Seq2[agent.PeerKey, agent.PeerRow] {
 
 func (t *peers) DumpErr() error { return t.err }
 
-func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, error) {
+// read returns the device's peers and its own public key.
+func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, wgtypes.Key, error) {
 	dev, err := t.wg.Device(t.device)
 	if err != nil {
-		return nil, absent(t.device, err)
+		return nil, wgtypes.Key{}, absent(t.device, err)
 	}
 	rows := make(map[agent.PeerKey]agent.PeerRow, len(dev.Peers))
 	var silent []agent.PeerKey
 	for i := range dev.Peers {
 		p := &dev.Peers[i]
+		if row, held := t.heldRow(agent.PeerKey(p.PublicKey)); held {
+			rows[agent.PeerKey(p.PublicKey)] = row
+			continue
+		}
 		if p.PersistentKeepaliveInterval == 0 {
 			silent = append(silent, agent.PeerKey(p.PublicKey))
 		}
@@ -101,12 +108,12 @@ func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, error) {
 		rows[agent.PeerKey(p.PublicKey)] = row
 	}
 	t.speak(silent)
-	return rows, nil
+	return rows, dev.PublicKey, nil
 }
 
 // Put touches only peers whose row differs: configuring a peer interrupts it.
 func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
-	actual, err := t.read()
+	actual, own, err := t.read()
 	if err != nil {
 		return fmt.Errorf("put %d peers: %w", len(rows), err)
 	}
@@ -132,6 +139,8 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 				silent = append(silent, agent.PeerKey(cfg.Peers[i].PublicKey))
 			}
 			defer t.speak(silent)
+		} else {
+			t.yield(own, cfg.Peers, rows, actual)
 		}
 		if err := t.wg.ConfigureDevice(t.device, cfg); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("put %d peers: %w", len(cfg.Peers), absent(t.device, err)))...)
@@ -144,13 +153,14 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 }
 
 func (t *peers) Delete(keys []agent.PeerKey) error {
-	actual, err := t.read()
+	actual, _, err := t.read()
 	if err != nil {
 		return fmt.Errorf("delete %d peers: %w", len(keys), err)
 	}
 	var cfg wgtypes.Config
 	for _, key := range keys {
 		delete(t.put, key)
+		t.forgetHeld(key)
 		if _, ok := actual[key]; ok {
 			cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true, UpdateOnly: true})
 		}

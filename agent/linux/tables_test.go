@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/bpf"
@@ -439,7 +440,7 @@ func TestPeersTable(t *testing.T) {
 	}
 	keys := make([]agent.PeerKey, 20)
 	for i := range keys {
-		keys[i] = agent.PeerKey{0: byte(i), 31: 1}
+		keys[i] = agent.PeerKey{0: 0xff, 1: 0xff, 2: 0xff, 3: byte(i)} // greater than ours: no yielding
 	}
 	t.Run("conform", func(t *testing.T) {
 		table := newPeers(d.wg, dev)
@@ -479,6 +480,44 @@ func TestPeersTable(t *testing.T) {
 		got, err := wg.Device(dev)
 		if err != nil || len(got.Peers) != 2 || got.Peers[0].PersistentKeepaliveInterval != keepalive {
 			t.Errorf("%+v %v", got, err)
+		}
+	})
+	t.Run("a new peer with a smaller key may speak first", func(t *testing.T) {
+		table := newPeers(d.wg, dev)
+		small := agent.PeerKey{31: 1}
+		row := agent.PeerRow{Endpoint: netip.MustParseAddrPort("192.0.2.7:51820"), Allowed: "10.7.0.0/16"}
+		if err := table.Put(map[agent.PeerKey]agent.PeerRow{small: row}); err != nil {
+			t.Fatal(err)
+		}
+		find := func() wgtypes.Peer {
+			got, err := d.wg.Device(dev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range got.Peers {
+				if agent.PeerKey(p.PublicKey) == small {
+					return p
+				}
+			}
+			t.Fatal("the peer is not there")
+			return wgtypes.Peer{}
+		}
+		if p := find(); len(p.AllowedIPs) != 0 || p.PersistentKeepaliveInterval != 0 {
+			t.Errorf("spoken to at once: %+v", p)
+		}
+		if have := dump(t, table); have[small] != row {
+			t.Errorf("meanwhile it reads as %+v", have[small])
+		}
+		table.complete(map[agent.PeerKey]agent.PeerRow{small: row}) // what the timer does
+		if p := find(); len(p.AllowedIPs) != 1 || p.PersistentKeepaliveInterval != keepalive || p.Endpoint.String() != "192.0.2.7:51820" {
+			t.Errorf("not completed: %+v", p)
+		}
+		if err := table.Delete([]agent.PeerKey{small}); err != nil {
+			t.Fatal(err)
+		}
+		table.complete(map[agent.PeerKey]agent.PeerRow{small: row})
+		if have := dump(t, newPeers(d.wg, dev)); len(have[small].Allowed) != 0 {
+			t.Error("a deleted peer came back")
 		}
 	})
 	t.Run("absent", func(t *testing.T) {
