@@ -158,6 +158,10 @@ func (a *Agent) explainPort(name clustermesh.ServiceName, p clustermesh.MergedPo
 		Name: p.Port.Name, Protocol: protocolName(uint8(p.Port.Protocol)), InKernel: true,
 		ID: fmt.Sprintf("%016x", ServiceID(name, p.Port.Name, p.Port.Protocol, p.V6)), Frontends: []string{}, Tiers: []TierExplanation{},
 	}
+	// What is to be merged again has no wanted rows yet that could be compared.
+	if _, pending := a.state.dirty[name]; pending {
+		out.InKernel = false
+	}
 	for _, f := range p.Frontends {
 		out.Frontends = append(out.Frontends, frontendText(p, f.String()))
 		k := ServiceKey{Addr: MakeAddr(f), Port: p.Port.Port, Proto: uint8(p.Port.Protocol)}
