@@ -57,7 +57,7 @@ func OpenCA(dir, cluster string, now time.Time) (*CA, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if text, err = newCA(cluster, now); err == nil {
-			err = writeFile(path, text, 0o600)
+			err = WriteFile(path, text, 0o600)
 		}
 	}
 	if err != nil {

@@ -68,9 +68,11 @@ func encodeCerts(certs ...*x509.Certificate) []byte {
 
 func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
 
-// writeFile replaces path in one step, so that a crash leaves the old content
-// or the new one, and never a part.
-func writeFile(path string, data []byte, mode os.FileMode) error {
+// WriteFile replaces path in one step, so that a crash or a power cut leaves the
+// old content or the new one, and never a part. It is for what must not be lost
+// beside a certificate, too: whoever keeps such state keeps it this way. The
+// folder must exist.
+func WriteFile(path string, data []byte, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // made with mode 0600
 	if err != nil {

@@ -188,7 +188,7 @@ func (l *Leaf) pendingKey() (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeFile(l.pendingFile(), pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), 0o600)
+	return key, WriteFile(l.pendingFile(), pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), 0o600)
 }
 
 // Install puts the answer to the last CSR into use, after it is on disk.
@@ -236,7 +236,7 @@ func (l *Leaf) write(cert *tls.Certificate) error {
 	for _, raw := range cert.Certificate {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: raw})...)
 	}
-	return writeFile(l.file, text, 0o600)
+	return WriteFile(l.file, text, 0o600)
 }
 
 // Renew asks for a certificate once and puts it into use.

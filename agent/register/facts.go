@@ -53,7 +53,10 @@ func (f Facts) write(stateDir string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(factsFile(stateDir), append(data, '\n')); err != nil {
+	if err = os.MkdirAll(stateDir, 0o700); err == nil {
+		err = certs.WriteFile(factsFile(stateDir), append(data, '\n'), 0o600)
+	}
+	if err != nil {
 		return fmt.Errorf("keep cluster facts: %w", err)
 	}
 	return nil
@@ -130,33 +133,4 @@ func factsFrom(r *pb.RegisterNodeResponse, name string, old Facts) (Facts, error
 		f.TunnelAddresses = append(f.TunnelAddresses, a)
 	}
 	return f, f.check()
-}
-
-// writeFile replaces path as a whole, mode 0600, durably.
-func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if _, err = f.Write(data); err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if d, err := os.Open(filepath.Dir(path)); err == nil {
-		d.Sync()
-		d.Close()
-	}
-	return nil
 }

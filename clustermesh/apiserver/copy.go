@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tombolo-mesh/tombolo/certs"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
@@ -143,7 +144,7 @@ func (c *lastGood) take() bool {
 	}
 	text, err := f.encode()
 	if err == nil {
-		err = replaceFile(c.path, text)
+		err = certs.WriteFile(c.path, text, 0o600)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

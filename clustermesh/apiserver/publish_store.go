@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tombolo-mesh/tombolo/certs"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
@@ -134,31 +135,11 @@ func (m *storeMemory) save() {
 	}
 	text, err := json.Marshal(m.last)
 	if err == nil {
-		err = replaceFile(m.path, append(text, '\n'))
+		err = certs.WriteFile(m.path, append(text, '\n'), 0o600)
 	}
 	if err != nil {
 		m.log.Warn("which store was published to is not remembered", "err", err)
 		return
 	}
 	m.kept = m.last
-}
-
-// replaceFile writes a file as a whole, or leaves the former one.
-func replaceFile(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
 }

@@ -333,5 +333,5 @@ func replicaName(dir string) (string, error) {
 		host = "unknown"
 	}
 	name := fmt.Sprintf("%s-%016x", host, newIncarnation())
-	return name, replaceFile(path, []byte(name+"\n"))
+	return name, certs.WriteFile(path, []byte(name+"\n"), 0o600)
 }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/tombolo-mesh/tombolo/certs"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 	"github.com/tombolo-mesh/tombolo/kvstore/etcd/embed"
 )
@@ -34,7 +35,7 @@ func BenchmarkSourceToStore(b *testing.B) {
 			dir := b.TempDir()
 			path := dir + "/svc.yaml"
 			file := func(port int) []byte { return []byte(svcYAML("bench", port)) }
-			if err := replaceFile(path, file(1)); err != nil {
+			if err := certs.WriteFile(path, file(1), 0o600); err != nil {
 				b.Fatal(err)
 			}
 			p := startPublishing(b, Config{Source: NewFolder(FolderConfig{Dir: dir})}, store)
