@@ -40,23 +40,23 @@ func ipRow(f ipFacts) (IPCacheRow, bool) {
 	anyone := clustermesh.MakeIdentity(f.cluster, 0)
 	switch {
 	case f.tunnel != nil && f.self:
-		return IPCacheRow{uint32(clustermesh.IdentityHost), f.tunnel.Number}, true
+		return IPCacheRow{Identity: uint32(clustermesh.IdentityHost), Node: f.tunnel.Number, Flags: IPTunnelAddress}, true
 	case f.tunnel != nil:
-		return IPCacheRow{uint32(clustermesh.IdentityRemoteNode), f.tunnel.Number}, true
+		return IPCacheRow{Identity: uint32(clustermesh.IdentityRemoteNode), Node: f.tunnel.Number}, true
 	case f.address != nil:
 		id := f.address.Identity
 		if c := id.Cluster(); c != f.cluster && (c != 0 || !f.own) {
 			id = anyone
 		}
-		return IPCacheRow{uint32(id), f.number}, true
+		return IPCacheRow{Identity: uint32(id), Node: f.number}, true
 	case f.pod != nil:
 		id := f.pod.Identity
 		if id.Cluster() != f.cluster {
 			id = anyone
 		}
-		return IPCacheRow{uint32(id), f.here}, true
+		return IPCacheRow{Identity: uint32(id), Node: f.here}, true
 	case f.node != nil:
-		return IPCacheRow{uint32(anyone), f.node.Number}, true
+		return IPCacheRow{Identity: uint32(anyone), Node: f.node.Number}, true
 	}
 	return IPCacheRow{}, false
 }

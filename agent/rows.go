@@ -43,15 +43,30 @@ const (
 	MaxGroups = 20 // over all tiers: each cluster is in one tier; at most 16 in one
 )
 
+// Scope says who asks for a frontend.
+type Scope uint8
+
+const (
+	ScopeInside  Scope = iota // processes and pods of this node: all frontends
+	ScopeOutside              // packets from outside: node ports and external addresses
+)
+
 // ServiceKey is a frontend: what a client dials. Port in host order.
 type ServiceKey struct {
 	Addr  Addr
 	Port  uint16
 	Proto uint8
+	Scope Scope
 }
 
 // ServiceFlags of a row.
 type ServiceFlags uint8
+
+const (
+	ServiceLocal      ServiceFlags = 1 << iota // traffic policy Local: without a backend here packets are dropped, not refused
+	ServiceKeepSource                          // from outside: never masqueraded
+	ServiceRanges                              // from outside: only sources of its rows in the table of source ranges
+)
 
 // Tier is a slice of a row's groups: [First, First+Groups).
 // Share is how much of the traffic that reaches this tier stays in it, in
@@ -76,6 +91,8 @@ type ServiceRow struct {
 	ID       uint64
 	Flags    ServiceFlags
 	NumTiers uint8
+	Maglev   uint16 // size of its consistent table; 0 = none
+	Affinity uint32 // sessionAffinity ClientIP: timeout in seconds; 0 = none
 	Tiers    [MaxTiers]Tier
 	Groups   [MaxGroups]Group
 }
@@ -104,10 +121,20 @@ type ClusterKey uint16
 // HealthRow present = down. Since is Unix seconds, for people only.
 type HealthRow struct{ Since uint64 }
 
+// IPFlags of an ipcache row.
+type IPFlags uint16
+
+const (
+	IPTunnelAddress IPFlags = 1 << iota // a tunnel address of this node: peers may reach it
+	IPEncrypted                         // travels through the tunnel, never in clear
+	IPHere                              // a pod prefix of this node
+)
+
 // IPCacheRow says who an address belongs to.
 type IPCacheRow struct {
 	Identity uint32
 	Node     uint16 // node number in the identity's cluster
+	Flags    IPFlags
 }
 
 // EndpointRow is a pod on this node, by address: where tunnel.c delivers.
@@ -116,6 +143,8 @@ type EndpointRow struct {
 	PodMAC   [6]byte // inside
 	HostMAC  [6]byte
 	Identity uint32
+	Subject  uint64 // of its policy; 0 = no policy selects it
+	Closed   bool   // nothing passes but what its own host sends
 }
 
 // PeerKey is a WireGuard public key.

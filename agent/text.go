@@ -99,7 +99,7 @@ func compareSlots(a, b SlotKey) int {
 }
 
 func compareServices(a, b ServiceKey) int {
-	return cmp.Or(compareAddrs(a.Addr, b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto))
+	return cmp.Or(compareAddrs(a.Addr, b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Scope, b.Scope))
 }
 
 func compareNodes(a, b NodeKey) int {

@@ -100,11 +100,15 @@ func parseRoute(line string) (k RouteKey, v RouteRow, err error) {
 }
 
 func formatIPRow(v IPCacheRow) string {
-	return fmt.Sprintf(" identity=%s node=%d", formatIdentity(v.Identity), v.Node)
+	s := fmt.Sprintf(" identity=%s node=%d", formatIdentity(v.Identity), v.Node)
+	if v.Flags != 0 {
+		s += fmt.Sprintf(" flags=%d", v.Flags)
+	}
+	return s
 }
 
 func (f *fields) ipRow() IPCacheRow {
-	return IPCacheRow{Identity: f.identity(), Node: uint16(f.number("node", 16))}
+	return IPCacheRow{Identity: f.identity(), Node: uint16(f.number("node", 16)), Flags: IPFlags(f.number("flags", 16))}
 }
 
 func formatIPPrefix(k Prefix, v IPCacheRow) string { return k.String() + formatIPRow(v) }
@@ -124,14 +128,26 @@ func parseIP(line string) (k Addr, v IPCacheRow, err error) {
 }
 
 func formatEndpoint(k Addr, v EndpointRow) string {
-	return fmt.Sprintf("%s if=%d pod=%s host=%s identity=%s", k, v.IfIndex,
+	s := fmt.Sprintf("%s if=%d pod=%s host=%s identity=%s", k, v.IfIndex,
 		net.HardwareAddr(v.PodMAC[:]), net.HardwareAddr(v.HostMAC[:]), formatIdentity(v.Identity))
+	if v.Subject != 0 {
+		s += fmt.Sprintf(" policy=%016x", v.Subject)
+	}
+	if v.Closed {
+		s += " closed=1"
+	}
+	return s
 }
 
 func parseEndpoint(line string) (k Addr, v EndpointRow, err error) {
 	f := splitLine(line, 1)
 	k = f.parseAddr(f.words[0])
 	v = EndpointRow{IfIndex: uint32(f.number("if", 32)), PodMAC: f.mac("pod"), HostMAC: f.mac("host"), Identity: f.identity()}
+	if s, ok := f.take("policy"); ok {
+		v.Subject, err = parseServiceID(s)
+		f.fail("policy", s, err)
+	}
+	v.Closed = f.number("closed", 1) != 0
 	return k, v, f.done()
 }
 
@@ -187,12 +203,24 @@ func parseProtocol(s string) (uint8, error) {
 	return uint8(n), err
 }
 
-func (k ServiceKey) String() string { return hostPort(k.Addr, k.Port) + "/" + protocolName(k.Proto) }
+func (k ServiceKey) String() string {
+	s := hostPort(k.Addr, k.Port) + "/" + protocolName(k.Proto)
+	if k.Scope == ScopeOutside {
+		s += "/outside"
+	}
+	return s
+}
 
 // formatService writes each tier as share[cluster*weight#slots,…]. Groups that
 // belong to no tier are not written: a row never has any.
 func formatService(k ServiceKey, v ServiceRow) string {
 	s := fmt.Sprintf("%s id=%016x flags=%d", k, v.ID, v.Flags)
+	if v.Maglev != 0 {
+		s += fmt.Sprintf(" maglev=%d", v.Maglev)
+	}
+	if v.Affinity != 0 {
+		s += fmt.Sprintf(" affinity=%d", v.Affinity)
+	}
 	for i := range min(int(v.NumTiers), MaxTiers) {
 		tier := v.Tiers[i]
 		var groups []string
@@ -208,6 +236,13 @@ func formatService(k ServiceKey, v ServiceRow) string {
 func parseService(line string) (k ServiceKey, v ServiceRow, err error) {
 	f := splitLine(line, 1)
 	at, proto, _ := strings.Cut(f.words[0], "/")
+	proto, scope, scoped := strings.Cut(proto, "/")
+	if scoped {
+		k.Scope = ScopeOutside
+		if scope != "outside" {
+			f.fail("scope", scope, errors.New("want outside or nothing"))
+		}
+	}
 	k.Addr, k.Port = f.addrPort(at)
 	k.Proto, err = parseProtocol(proto)
 	f.fail("protocol", proto, err)
@@ -215,6 +250,7 @@ func parseService(line string) (k ServiceKey, v ServiceRow, err error) {
 	v.ID, err = parseServiceID(id)
 	f.fail("id", id, err)
 	v.Flags = ServiceFlags(f.number("flags", 8))
+	v.Maglev, v.Affinity = uint16(f.number("maglev", 16)), uint32(f.number("affinity", 32))
 	next := 0
 	for i := range MaxTiers {
 		s, ok := f.take("tier" + strconv.Itoa(i))

@@ -88,20 +88,21 @@ func TestTextRoundTrips(t *testing.T) {
 		return RouteKey{drawPrefix(t), RouteKind(rapid.IntRange(1, 4).Draw(t, "kind"))}, v
 	})
 	ip := func(t *rapid.T) IPCacheRow {
-		return IPCacheRow{rapid.Uint32().Draw(t, "identity"), rapid.Uint16().Draw(t, "node")}
+		return IPCacheRow{rapid.Uint32().Draw(t, "identity"), rapid.Uint16().Draw(t, "node"), IPFlags(rapid.Uint16().Draw(t, "flags"))}
 	}
 	roundTrip(t, IPPrefixText, func(t *rapid.T) (Prefix, IPCacheRow) { return drawPrefix(t), ip(t) })
 	roundTrip(t, IPText, func(t *rapid.T) (Addr, IPCacheRow) { return drawAddr(t), ip(t) })
 	roundTrip(t, EndpointText, func(t *rapid.T) (Addr, EndpointRow) {
 		mac := func() [6]byte { return [6]byte(rapid.SliceOfN(rapid.Byte(), 6, 6).Draw(t, "mac")) }
-		return drawAddr(t), EndpointRow{rapid.Uint32().Draw(t, "if"), mac(), mac(), rapid.Uint32().Draw(t, "identity")}
+		return drawAddr(t), EndpointRow{rapid.Uint32().Draw(t, "if"), mac(), mac(), rapid.Uint32().Draw(t, "identity"),
+			rapid.Uint64().Draw(t, "subject"), rapid.Bool().Draw(t, "closed")}
 	})
 	roundTrip(t, SlotText, func(t *rapid.T) (SlotKey, SlotRow) {
 		return SlotKey{rapid.Uint64().Draw(t, "service"), rapid.Uint16().Draw(t, "cluster"), rapid.Uint32().Draw(t, "slot")},
 			SlotRow{drawAddr(t), rapid.Uint16().Draw(t, "port"), rapid.Uint16().Draw(t, "cluster"), rapid.Uint16().Draw(t, "node")}
 	})
 	roundTrip(t, ServiceText, func(t *rapid.T) (ServiceKey, ServiceRow) {
-		return ServiceKey{drawAddr(t), rapid.Uint16().Draw(t, "port"), rapid.Uint8().Draw(t, "proto")}, drawService(t)
+		return ServiceKey{drawAddr(t), rapid.Uint16().Draw(t, "port"), rapid.Uint8().Draw(t, "proto"), Scope(rapid.IntRange(0, 1).Draw(t, "scope"))}, drawService(t)
 	})
 	since := func(t *rapid.T) HealthRow { return HealthRow{rapid.Uint64().Draw(t, "since")} }
 	roundTrip(t, NodeHealthText, func(t *rapid.T) (NodeKey, HealthRow) {
@@ -118,11 +119,11 @@ func TestTextIsReadable(t *testing.T) {
 	row.Tiers[1] = Tier{1, 2, 65535}
 	row.Groups = [MaxGroups]Group{{1, 1, 2}, {2, 3, 4}, {3, 1, 1}}
 	got := ServiceText.Print(map[ServiceKey]ServiceRow{
-		{MakeAddr(netip.MustParseAddr("172.20.0.1")), 80, 6}: row,
-		{MakeAddr(netip.MustParseAddr("fd00::1")), 53, 17}:   {},
+		{MakeAddr(netip.MustParseAddr("172.20.0.1")), 80, 6, ScopeInside}: row,
+		{MakeAddr(netip.MustParseAddr("fd00::1")), 53, 17, ScopeOutside}:  {},
 	})
 	want := "172.20.0.1:80/tcp id=0123456789abcdef flags=0 tier0=30000[1*1#2] tier1=65535[2*3#4,3*1#1]\n" +
-		"[fd00::1]:53/udp id=0000000000000000 flags=0\n"
+		"[fd00::1]:53/udp/outside id=0000000000000000 flags=0\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}

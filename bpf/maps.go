@@ -19,6 +19,18 @@ type Maps struct {
 	IPCache       *ebpf.Map
 	IPPrefixes    *ebpf.Map
 	Endpoints     *ebpf.Map
+	Subjects      *ebpf.Map
+	Policy        *ebpf.Map
+	Classes       *ebpf.Map
+	ClassPrefixes *ebpf.Map
+	Maglev        *ebpf.Map
+	SourceRanges  *ebpf.Map
+	Config        *ebpf.Map
+	Epoch         *ebpf.Map
+	Flows         *ebpf.Map
+	Fragments     *ebpf.Map
+	Affinity      *ebpf.Map
+	Events        *ebpf.Map
 	SocketReverse *ebpf.Map
 	UDPChoice     *ebpf.Map
 	Counts        *ebpf.Map
@@ -36,6 +48,16 @@ type Sizes struct {
 	IPCache       uint32 // 524,288
 	IPPrefixes    uint32 // 65,536
 	Endpoints     uint32 // 4,096
+	Subjects      uint32 // 4,096
+	Policy        uint32 // 262,144
+	Classes       uint32 // 65,536
+	ClassPrefixes uint32 // 16,384
+	Maglev        uint32 // 65,536 pieces of 128 entries
+	SourceRanges  uint32 // 16,384
+	Flows         uint32 // 131,072
+	Fragments     uint32 // 8,192
+	Affinity      uint32 // 65,536
+	Events        uint32 // 1,048,576 bytes
 	SocketReverse uint32 // 65,536
 	UDPChoice     uint32 // 32,768
 }
@@ -55,7 +77,19 @@ func (m *Maps) tables(s Sizes) []table {
 		{rowsMapTmbClushlth1, &m.ClusterHealth, s.ClusterHealth},
 		{rowsMapTmbIpcache1, &m.IPCache, s.IPCache},
 		{rowsMapTmbIpprefix1, &m.IPPrefixes, s.IPPrefixes},
-		{rowsMapTmbEndpoint1, &m.Endpoints, s.Endpoints},
+		{rowsMapTmbEndpoint2, &m.Endpoints, s.Endpoints},
+		{rowsMapTmbSubject1, &m.Subjects, s.Subjects},
+		{rowsMapTmbPolicy1, &m.Policy, s.Policy},
+		{rowsMapTmbClass1, &m.Classes, s.Classes},
+		{rowsMapTmbClsprefix1, &m.ClassPrefixes, s.ClassPrefixes},
+		{rowsMapTmbMaglev1, &m.Maglev, s.Maglev},
+		{rowsMapTmbSrcrange1, &m.SourceRanges, s.SourceRanges},
+		{rowsMapTmbConfig1, &m.Config, 0},
+		{rowsMapTmbEpoch1, &m.Epoch, 0},
+		{rowsMapTmbFlow1, &m.Flows, s.Flows},
+		{rowsMapTmbFrag1, &m.Fragments, s.Fragments},
+		{rowsMapTmbAffinity1, &m.Affinity, s.Affinity},
+		{rowsMapTmbEvents1, &m.Events, s.Events},
 		{rowsMapTmbReverse1, &m.SocketReverse, s.SocketReverse},
 		{rowsMapTmbChoice1, &m.UDPChoice, s.UDPChoice},
 		{rowsMapTmbCounters1, &m.Counts, 0},

@@ -20,6 +20,24 @@ type (
 	ChoiceKey  = rowsTmbChoiceKey
 	Choice     = rowsTmbChoice
 	Reason     = rowsTmbReason
+
+	Subject     = rowsTmbSubject
+	PolicyKey   = rowsTmbPolicyKey
+	Policy      = rowsTmbPolicy
+	Stage       = rowsTmbStage
+	Class       = rowsTmbClass
+	MaglevKey   = rowsTmbMaglevKey
+	Maglev      = rowsTmbMaglev
+	RangeKey    = rowsTmbRangeKey
+	Range       = rowsTmbRange
+	Config      = rowsTmbConfig
+	FlowKey     = rowsTmbFlowKey
+	Flow        = rowsTmbFlow
+	FragKey     = rowsTmbFragKey
+	Frag        = rowsTmbFrag
+	AffinityKey = rowsTmbAffinityKey
+	Affinity    = rowsTmbAffinity
+	Event       = rowsTmbEvent
 )
 
 // Limits of a service row, the same as in src/maps.h (a test compares).
@@ -27,4 +45,41 @@ const (
 	MaxTiers  = len(Service{}.Tiers)
 	MaxGroups = len(Service{}.Groups)
 	MaxWalk   = 64 // slots tried in one group
+)
+
+// Numbers that rows hold, from src/maps.h.
+const (
+	ScopeInside  = uint8(rowsTmbScopeTMB_INSIDE)
+	ScopeOutside = uint8(rowsTmbScopeTMB_OUTSIDE)
+
+	ServiceLocal      = uint8(rowsTmbServiceFlagsTMB_SVC_LOCAL)
+	ServiceKeepSource = uint8(rowsTmbServiceFlagsTMB_SVC_KEEP_SOURCE)
+	ServiceRanges     = uint8(rowsTmbServiceFlagsTMB_SVC_RANGES)
+
+	IPTunnelAddress = uint16(rowsTmbIpcacheFlagsTMB_IP_TUNNEL_ADDRESS)
+	IPEncrypted     = uint16(rowsTmbIpcacheFlagsTMB_IP_ENCRYPTED)
+	IPHere          = uint16(rowsTmbIpcacheFlagsTMB_IP_HERE)
+
+	EndpointClosed = uint32(rowsTmbEndpointFlagsTMB_EP_CLOSED)
+
+	IsolatedIn    = uint32(rowsTmbSubjectFlagsTMB_ISOLATED_IN)
+	IsolatedOut   = uint32(rowsTmbSubjectFlagsTMB_ISOLATED_OUT)
+	ClassesIn     = uint32(rowsTmbSubjectFlagsTMB_CLASSES_IN)
+	ClassesOut    = uint32(rowsTmbSubjectFlagsTMB_CLASSES_OUT)
+	SubjectClosed = uint32(rowsTmbSubjectFlagsTMB_SUBJECT_CLOSED)
+
+	EncryptAll = uint32(rowsTmbConfigFlagsTMB_ENCRYPT_ALL)
+	Masquerade = uint32(rowsTmbConfigFlagsTMB_MASQUERADE)
+
+	// PolicyPeerAny and PolicyPeerClass are TMB_PEER_ANY and TMB_PEER_CLASS.
+	PolicyPeerAny   = ^uint64(0)
+	PolicyPeerClass = uint64(1) << 63
+
+	// PolicyBitsAny is the length of a policy key for any protocol,
+	// PolicyBitsProto for any port of one; a port's own bits come on top.
+	PolicyBitsAny   = 136
+	PolicyBitsProto = 144
+
+	// MaglevChunk is how many buckets one row has.
+	MaglevChunk = len(Maglev{}.Entry)
 )

@@ -18,6 +18,19 @@ type rowsTmbAddr struct {
 	B [16]uint8
 }
 
+type rowsTmbAffinity struct {
+	_    structs.HostLayout
+	Seen uint64
+	At   rowsTmbSlotKey
+	Slot rowsTmbSlot
+}
+
+type rowsTmbAffinityKey struct {
+	_       structs.HostLayout
+	Service uint64
+	Client  rowsTmbAddr
+}
+
 type rowsTmbChoice struct {
 	_    structs.HostLayout
 	At   rowsTmbSlotKey
@@ -32,12 +45,136 @@ type rowsTmbChoiceKey struct {
 	Pad      [6]uint8
 }
 
+type rowsTmbClass struct {
+	_  structs.HostLayout
+	Id uint64
+}
+
+type rowsTmbConfig struct {
+	_       structs.HostLayout
+	Node4   rowsTmbAddr
+	Node6   rowsTmbAddr
+	Tunnel4 rowsTmbAddr
+	Tunnel6 rowsTmbAddr
+	Flags   uint32
+	Cluster uint16
+	Node    uint16
+	PortMin uint16
+	PortMax uint16
+	Pad     uint32
+}
+
+type rowsTmbConfigFlags uint32
+
+const (
+	rowsTmbConfigFlagsTMB_ENCRYPT_ALL rowsTmbConfigFlags = 1
+	rowsTmbConfigFlagsTMB_MASQUERADE  rowsTmbConfigFlags = 2
+)
+
+type rowsTmbDirection uint32
+
+const (
+	rowsTmbDirectionTMB_INGRESS rowsTmbDirection = 0
+	rowsTmbDirectionTMB_EGRESS  rowsTmbDirection = 1
+)
+
 type rowsTmbEndpoint struct {
 	_        structs.HostLayout
+	Subject  uint64
 	Ifindex  uint32
 	Identity uint32
 	PodMac   [6]uint8
 	HostMac  [6]uint8
+	Flags    uint32
+}
+
+type rowsTmbEndpointFlags uint32
+
+const (
+	rowsTmbEndpointFlagsTMB_EP_CLOSED rowsTmbEndpointFlags = 1
+)
+
+type rowsTmbEvent struct {
+	_           structs.HostLayout
+	Time        uint64
+	Src         rowsTmbAddr
+	Dst         rowsTmbAddr
+	Backend     rowsTmbAddr
+	Sport       uint16
+	Dport       uint16
+	BackendPort uint16
+	Proto       uint8
+	Kind        uint8
+	Reason      uint32
+	SrcIdentity uint32
+	DstIdentity uint32
+	Rule        uint32
+	Ifindex     uint32
+	_           [4]byte
+}
+
+type rowsTmbEventKind uint32
+
+const (
+	rowsTmbEventKindTMB_EVENT_DROP rowsTmbEventKind = 0
+	rowsTmbEventKindTMB_EVENT_NEW  rowsTmbEventKind = 1
+	rowsTmbEventKindTMB_EVENT_CUT  rowsTmbEventKind = 2
+)
+
+type rowsTmbFlow struct {
+	_       structs.HostLayout
+	Seen    uint64
+	Epoch   uint32
+	Flags   uint32
+	ToSrc   rowsTmbAddr
+	ToDst   rowsTmbAddr
+	SrcPort uint16
+	DstPort uint16
+	Ifindex uint32
+	Rule    uint32
+	Pad     uint32
+	At      rowsTmbSlotKey
+}
+
+type rowsTmbFlowFlags uint32
+
+const (
+	rowsTmbFlowFlagsTMB_FLOW_FROM_A   rowsTmbFlowFlags = 1
+	rowsTmbFlowFlagsTMB_FLOW_ANSWERED rowsTmbFlowFlags = 2
+	rowsTmbFlowFlagsTMB_FLOW_FIN_A    rowsTmbFlowFlags = 4
+	rowsTmbFlowFlagsTMB_FLOW_FIN_B    rowsTmbFlowFlags = 8
+	rowsTmbFlowFlagsTMB_FLOW_RESET    rowsTmbFlowFlags = 16
+	rowsTmbFlowFlagsTMB_FLOW_SERVICE  rowsTmbFlowFlags = 32
+	rowsTmbFlowFlagsTMB_FLOW_REPLY    rowsTmbFlowFlags = 64
+	rowsTmbFlowFlagsTMB_FLOW_TO_SRC   rowsTmbFlowFlags = 128
+	rowsTmbFlowFlagsTMB_FLOW_TO_DST   rowsTmbFlowFlags = 256
+	rowsTmbFlowFlagsTMB_FLOW_OUTSIDE  rowsTmbFlowFlags = 512
+	rowsTmbFlowFlagsTMB_FLOW_HAIRPIN  rowsTmbFlowFlags = 1024
+)
+
+type rowsTmbFlowKey struct {
+	_     structs.HostLayout
+	A     rowsTmbAddr
+	B     rowsTmbAddr
+	Aport uint16
+	Bport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type rowsTmbFrag struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
+type rowsTmbFragKey struct {
+	_     structs.HostLayout
+	Src   rowsTmbAddr
+	Dst   rowsTmbAddr
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type rowsTmbGroup struct {
@@ -56,7 +193,27 @@ type rowsTmbIpcache struct {
 	_        structs.HostLayout
 	Identity uint32
 	Node     uint16
-	Pad      uint16
+	Flags    uint16
+}
+
+type rowsTmbIpcacheFlags uint32
+
+const (
+	rowsTmbIpcacheFlagsTMB_IP_TUNNEL_ADDRESS rowsTmbIpcacheFlags = 1
+	rowsTmbIpcacheFlagsTMB_IP_ENCRYPTED      rowsTmbIpcacheFlags = 2
+	rowsTmbIpcacheFlagsTMB_IP_HERE           rowsTmbIpcacheFlags = 4
+)
+
+type rowsTmbMaglev struct {
+	_     structs.HostLayout
+	Entry [128]uint32
+}
+
+type rowsTmbMaglevKey struct {
+	_       structs.HostLayout
+	Service uint64
+	Chunk   uint32
+	Pad     uint32
 }
 
 type rowsTmbNodeKey struct {
@@ -65,32 +222,87 @@ type rowsTmbNodeKey struct {
 	Node    uint16
 }
 
+type rowsTmbPolicy struct {
+	_     structs.HostLayout
+	Admin rowsTmbStage
+	Base  rowsTmbStage
+	Allow uint32
+	Pad   uint32
+}
+
+type rowsTmbPolicyKey struct {
+	_       structs.HostLayout
+	Bits    uint32
+	Subject [2]uint32
+	Peer    [2]uint32
+	Dir     uint8
+	Proto   uint8
+	Port    uint16
+}
+
 type rowsTmbPrefix struct {
 	_    structs.HostLayout
 	Bits uint32
 	Addr rowsTmbAddr
 }
 
+type rowsTmbRange struct {
+	_     structs.HostLayout
+	Allow uint32
+}
+
+type rowsTmbRangeKey struct {
+	_       structs.HostLayout
+	Bits    uint32
+	Service [2]uint32
+	Addr    rowsTmbAddr
+}
+
 type rowsTmbReason uint32
 
 const (
-	rowsTmbReasonTMB_SOCK_CONNECT         rowsTmbReason = 0
-	rowsTmbReasonTMB_SOCK_DATAGRAM        rowsTmbReason = 1
-	rowsTmbReasonTMB_SOCK_NO_BACKEND      rowsTmbReason = 2
-	rowsTmbReasonTMB_SOCK_FAMILY          rowsTmbReason = 3
-	rowsTmbReasonTMB_SOCK_NONE_UP         rowsTmbReason = 4
-	rowsTmbReasonTMB_SOCK_NO_REVERSE      rowsTmbReason = 5
-	rowsTmbReasonTMB_TUNNEL_DELIVERED     rowsTmbReason = 6
-	rowsTmbReasonTMB_TUNNEL_STACK         rowsTmbReason = 7
-	rowsTmbReasonTMB_DROP_NOT_IP          rowsTmbReason = 8
-	rowsTmbReasonTMB_DROP_MALFORMED       rowsTmbReason = 9
-	rowsTmbReasonTMB_DROP_MAPPED          rowsTmbReason = 10
-	rowsTmbReasonTMB_DROP_UNKNOWN_SOURCE  rowsTmbReason = 11
-	rowsTmbReasonTMB_DROP_RESERVED_SOURCE rowsTmbReason = 12
-	rowsTmbReasonTMB_DROP_LOCAL_SOURCE    rowsTmbReason = 13
-	rowsTmbReasonTMB_DROP_NOT_HERE        rowsTmbReason = 14
-	rowsTmbReasonTMB_DROP_NO_ROOM         rowsTmbReason = 15
-	rowsTmbReasonTMB_REASONS              rowsTmbReason = 16
+	rowsTmbReasonTMB_SOCK_CONNECT          rowsTmbReason = 0
+	rowsTmbReasonTMB_SOCK_DATAGRAM         rowsTmbReason = 1
+	rowsTmbReasonTMB_SOCK_NO_BACKEND       rowsTmbReason = 2
+	rowsTmbReasonTMB_SOCK_FAMILY           rowsTmbReason = 3
+	rowsTmbReasonTMB_SOCK_NONE_UP          rowsTmbReason = 4
+	rowsTmbReasonTMB_SOCK_NO_REVERSE       rowsTmbReason = 5
+	rowsTmbReasonTMB_TUNNEL_DELIVERED      rowsTmbReason = 6
+	rowsTmbReasonTMB_TUNNEL_STACK          rowsTmbReason = 7
+	rowsTmbReasonTMB_DROP_NOT_IP           rowsTmbReason = 8
+	rowsTmbReasonTMB_DROP_MALFORMED        rowsTmbReason = 9
+	rowsTmbReasonTMB_DROP_MAPPED           rowsTmbReason = 10
+	rowsTmbReasonTMB_DROP_UNKNOWN_SOURCE   rowsTmbReason = 11
+	rowsTmbReasonTMB_DROP_RESERVED_SOURCE  rowsTmbReason = 12
+	rowsTmbReasonTMB_DROP_LOCAL_SOURCE     rowsTmbReason = 13
+	rowsTmbReasonTMB_DROP_NOT_HERE         rowsTmbReason = 14
+	rowsTmbReasonTMB_DROP_NO_ROOM          rowsTmbReason = 15
+	rowsTmbReasonTMB_POD_DELIVERED         rowsTmbReason = 16
+	rowsTmbReasonTMB_POD_STACK             rowsTmbReason = 17
+	rowsTmbReasonTMB_POD_FROM_STACK        rowsTmbReason = 18
+	rowsTmbReasonTMB_NODEPORT              rowsTmbReason = 19
+	rowsTmbReasonTMB_MASQUERADED           rowsTmbReason = 20
+	rowsTmbReasonTMB_FLOW_NEW              rowsTmbReason = 21
+	rowsTmbReasonTMB_FLOW_EVICTED          rowsTmbReason = 22
+	rowsTmbReasonTMB_FLOW_CUT              rowsTmbReason = 23
+	rowsTmbReasonTMB_FLOW_NO_ROOM          rowsTmbReason = 24
+	rowsTmbReasonTMB_EVENT_LOST            rowsTmbReason = 25
+	rowsTmbReasonTMB_DROP_SPOOFED          rowsTmbReason = 26
+	rowsTmbReasonTMB_DROP_NO_ENDPOINT      rowsTmbReason = 27
+	rowsTmbReasonTMB_DROP_POLICY_EGRESS    rowsTmbReason = 28
+	rowsTmbReasonTMB_DROP_POLICY_INGRESS   rowsTmbReason = 29
+	rowsTmbReasonTMB_DROP_POLICY_NOT_READY rowsTmbReason = 30
+	rowsTmbReasonTMB_DROP_NO_BACKEND       rowsTmbReason = 31
+	rowsTmbReasonTMB_DROP_SOURCE_RANGE     rowsTmbReason = 32
+	rowsTmbReasonTMB_DROP_NAT_EXHAUSTED    rowsTmbReason = 33
+	rowsTmbReasonTMB_DROP_NAT_CONFLICT     rowsTmbReason = 34
+	rowsTmbReasonTMB_DROP_FRAGMENT         rowsTmbReason = 35
+	rowsTmbReasonTMB_DROP_VLAN             rowsTmbReason = 36
+	rowsTmbReasonTMB_DROP_PROTOCOL         rowsTmbReason = 37
+	rowsTmbReasonTMB_DROP_CLEARTEXT        rowsTmbReason = 38
+	rowsTmbReasonTMB_DROP_HOST_SOURCE      rowsTmbReason = 39
+	rowsTmbReasonTMB_DROP_MULTICAST        rowsTmbReason = 40
+	rowsTmbReasonTMB_REASONS               rowsTmbReason = 41
 )
 
 type rowsTmbReverse struct {
@@ -108,22 +320,38 @@ type rowsTmbReverseKey struct {
 	Pad     [6]uint8
 }
 
+type rowsTmbScope uint32
+
+const (
+	rowsTmbScopeTMB_INSIDE  rowsTmbScope = 0
+	rowsTmbScopeTMB_OUTSIDE rowsTmbScope = 1
+)
+
 type rowsTmbService struct {
 	_        structs.HostLayout
 	Id       uint64
 	Flags    uint8
 	NumTiers uint8
-	Pad      [6]uint8
+	Maglev   uint16
+	Affinity uint32
 	Tiers    [4]rowsTmbTier
 	Groups   [20]rowsTmbGroup
 }
+
+type rowsTmbServiceFlags uint32
+
+const (
+	rowsTmbServiceFlagsTMB_SVC_LOCAL       rowsTmbServiceFlags = 1
+	rowsTmbServiceFlagsTMB_SVC_KEEP_SOURCE rowsTmbServiceFlags = 2
+	rowsTmbServiceFlagsTMB_SVC_RANGES      rowsTmbServiceFlags = 4
+)
 
 type rowsTmbServiceKey struct {
 	_     structs.HostLayout
 	Addr  rowsTmbAddr
 	Port  uint16
 	Proto uint8
-	Pad   uint8
+	Scope uint8
 }
 
 type rowsTmbSlot struct {
@@ -143,6 +371,30 @@ type rowsTmbSlotKey struct {
 	Pad     uint16
 }
 
+type rowsTmbStage struct {
+	_       structs.HostLayout
+	Rule    uint32
+	Rank    uint16
+	Verdict uint8
+	Pad     uint8
+}
+
+type rowsTmbSubject struct {
+	_     structs.HostLayout
+	Flags uint32
+	Pad   uint32
+}
+
+type rowsTmbSubjectFlags uint32
+
+const (
+	rowsTmbSubjectFlagsTMB_ISOLATED_IN    rowsTmbSubjectFlags = 1
+	rowsTmbSubjectFlagsTMB_ISOLATED_OUT   rowsTmbSubjectFlags = 2
+	rowsTmbSubjectFlagsTMB_CLASSES_IN     rowsTmbSubjectFlags = 4
+	rowsTmbSubjectFlagsTMB_CLASSES_OUT    rowsTmbSubjectFlags = 8
+	rowsTmbSubjectFlagsTMB_SUBJECT_CLOSED rowsTmbSubjectFlags = 16
+)
+
 type rowsTmbTier struct {
 	_      structs.HostLayout
 	First  uint8
@@ -150,20 +402,52 @@ type rowsTmbTier struct {
 	Share  uint16
 }
 
+type rowsTmbVerdict uint32
+
+const (
+	rowsTmbVerdictTMB_NO_VERDICT rowsTmbVerdict = 0
+	rowsTmbVerdictTMB_ACCEPT     rowsTmbVerdict = 1
+	rowsTmbVerdictTMB_DENY       rowsTmbVerdict = 2
+	rowsTmbVerdictTMB_PASS       rowsTmbVerdict = 3
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	rowsMapTmbChoice1   = "tmb_choice_1"
-	rowsMapTmbClushlth1 = "tmb_clushlth_1"
-	rowsMapTmbCounters1 = "tmb_counters_1"
-	rowsMapTmbEndpoint1 = "tmb_endpoint_1"
-	rowsMapTmbIpcache1  = "tmb_ipcache_1"
-	rowsMapTmbIpprefix1 = "tmb_ipprefix_1"
-	rowsMapTmbNodehlth1 = "tmb_nodehlth_1"
-	rowsMapTmbReverse1  = "tmb_reverse_1"
-	rowsMapTmbServices1 = "tmb_services_1"
-	rowsMapTmbSlots1    = "tmb_slots_1"
+	rowsMapTmbAffinity1            = "tmb_affinity_1"
+	rowsMapTmbChoice1              = "tmb_choice_1"
+	rowsMapTmbClass1               = "tmb_class_1"
+	rowsMapTmbClsprefix1           = "tmb_clsprefix_1"
+	rowsMapTmbClushlth1            = "tmb_clushlth_1"
+	rowsMapTmbConfig1              = "tmb_config_1"
+	rowsMapTmbCounters1            = "tmb_counters_1"
+	rowsMapTmbEndpoint2            = "tmb_endpoint_2"
+	rowsMapTmbEpoch1               = "tmb_epoch_1"
+	rowsMapTmbEvents1              = "tmb_events_1"
+	rowsMapTmbFlow1                = "tmb_flow_1"
+	rowsMapTmbFrag1                = "tmb_frag_1"
+	rowsMapTmbIpcache1             = "tmb_ipcache_1"
+	rowsMapTmbIpprefix1            = "tmb_ipprefix_1"
+	rowsMapTmbMaglev1              = "tmb_maglev_1"
+	rowsMapTmbNodehlth1            = "tmb_nodehlth_1"
+	rowsMapTmbPolicy1              = "tmb_policy_1"
+	rowsMapTmbReverse1             = "tmb_reverse_1"
+	rowsMapTmbServices1            = "tmb_services_1"
+	rowsMapTmbSlots1               = "tmb_slots_1"
+	rowsMapTmbSrcrange1            = "tmb_srcrange_1"
+	rowsMapTmbSubject1             = "tmb_subject_1"
+	rowsVarTmbEmitEvent            = "tmb_emit_event"
+	rowsVarTmbEmitTmbConfigFlags   = "tmb_emit_tmb_config_flags"
+	rowsVarTmbEmitTmbDirection     = "tmb_emit_tmb_direction"
+	rowsVarTmbEmitTmbEndpointFlags = "tmb_emit_tmb_endpoint_flags"
+	rowsVarTmbEmitTmbEventKind     = "tmb_emit_tmb_event_kind"
+	rowsVarTmbEmitTmbFlowFlags     = "tmb_emit_tmb_flow_flags"
+	rowsVarTmbEmitTmbIpcacheFlags  = "tmb_emit_tmb_ipcache_flags"
+	rowsVarTmbEmitTmbScope         = "tmb_emit_tmb_scope"
+	rowsVarTmbEmitTmbServiceFlags  = "tmb_emit_tmb_service_flags"
+	rowsVarTmbEmitTmbSubjectFlags  = "tmb_emit_tmb_subject_flags"
+	rowsVarTmbEmitTmbVerdict       = "tmb_emit_tmb_verdict"
 )
 
 // loadRows returns the embedded CollectionSpec for rows.
@@ -214,22 +498,45 @@ type rowsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type rowsMapSpecs struct {
-	TmbChoice1   *ebpf.MapSpec `ebpf:"tmb_choice_1"`
-	TmbClushlth1 *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
-	TmbCounters1 *ebpf.MapSpec `ebpf:"tmb_counters_1"`
-	TmbEndpoint1 *ebpf.MapSpec `ebpf:"tmb_endpoint_1"`
-	TmbIpcache1  *ebpf.MapSpec `ebpf:"tmb_ipcache_1"`
-	TmbIpprefix1 *ebpf.MapSpec `ebpf:"tmb_ipprefix_1"`
-	TmbNodehlth1 *ebpf.MapSpec `ebpf:"tmb_nodehlth_1"`
-	TmbReverse1  *ebpf.MapSpec `ebpf:"tmb_reverse_1"`
-	TmbServices1 *ebpf.MapSpec `ebpf:"tmb_services_1"`
-	TmbSlots1    *ebpf.MapSpec `ebpf:"tmb_slots_1"`
+	TmbAffinity1  *ebpf.MapSpec `ebpf:"tmb_affinity_1"`
+	TmbChoice1    *ebpf.MapSpec `ebpf:"tmb_choice_1"`
+	TmbClass1     *ebpf.MapSpec `ebpf:"tmb_class_1"`
+	TmbClsprefix1 *ebpf.MapSpec `ebpf:"tmb_clsprefix_1"`
+	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
+	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
+	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
+	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
+	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
+	TmbFlow1      *ebpf.MapSpec `ebpf:"tmb_flow_1"`
+	TmbFrag1      *ebpf.MapSpec `ebpf:"tmb_frag_1"`
+	TmbIpcache1   *ebpf.MapSpec `ebpf:"tmb_ipcache_1"`
+	TmbIpprefix1  *ebpf.MapSpec `ebpf:"tmb_ipprefix_1"`
+	TmbMaglev1    *ebpf.MapSpec `ebpf:"tmb_maglev_1"`
+	TmbNodehlth1  *ebpf.MapSpec `ebpf:"tmb_nodehlth_1"`
+	TmbPolicy1    *ebpf.MapSpec `ebpf:"tmb_policy_1"`
+	TmbReverse1   *ebpf.MapSpec `ebpf:"tmb_reverse_1"`
+	TmbServices1  *ebpf.MapSpec `ebpf:"tmb_services_1"`
+	TmbSlots1     *ebpf.MapSpec `ebpf:"tmb_slots_1"`
+	TmbSrcrange1  *ebpf.MapSpec `ebpf:"tmb_srcrange_1"`
+	TmbSubject1   *ebpf.MapSpec `ebpf:"tmb_subject_1"`
 }
 
 // rowsVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type rowsVariableSpecs struct {
+	TmbEmitEvent            *ebpf.VariableSpec `ebpf:"tmb_emit_event"`
+	TmbEmitTmbConfigFlags   *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_config_flags"`
+	TmbEmitTmbDirection     *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_direction"`
+	TmbEmitTmbEndpointFlags *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_endpoint_flags"`
+	TmbEmitTmbEventKind     *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_event_kind"`
+	TmbEmitTmbFlowFlags     *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_flow_flags"`
+	TmbEmitTmbIpcacheFlags  *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_ipcache_flags"`
+	TmbEmitTmbScope         *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_scope"`
+	TmbEmitTmbServiceFlags  *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_service_flags"`
+	TmbEmitTmbSubjectFlags  *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_subject_flags"`
+	TmbEmitTmbVerdict       *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_verdict"`
 }
 
 // rowsObjects contains all objects after they have been loaded into the kernel.
@@ -252,30 +559,54 @@ func (o *rowsObjects) Close() error {
 //
 // It can be passed to loadRowsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type rowsMaps struct {
-	TmbChoice1   *ebpf.Map `ebpf:"tmb_choice_1"`
-	TmbClushlth1 *ebpf.Map `ebpf:"tmb_clushlth_1"`
-	TmbCounters1 *ebpf.Map `ebpf:"tmb_counters_1"`
-	TmbEndpoint1 *ebpf.Map `ebpf:"tmb_endpoint_1"`
-	TmbIpcache1  *ebpf.Map `ebpf:"tmb_ipcache_1"`
-	TmbIpprefix1 *ebpf.Map `ebpf:"tmb_ipprefix_1"`
-	TmbNodehlth1 *ebpf.Map `ebpf:"tmb_nodehlth_1"`
-	TmbReverse1  *ebpf.Map `ebpf:"tmb_reverse_1"`
-	TmbServices1 *ebpf.Map `ebpf:"tmb_services_1"`
-	TmbSlots1    *ebpf.Map `ebpf:"tmb_slots_1"`
+	TmbAffinity1  *ebpf.Map `ebpf:"tmb_affinity_1"`
+	TmbChoice1    *ebpf.Map `ebpf:"tmb_choice_1"`
+	TmbClass1     *ebpf.Map `ebpf:"tmb_class_1"`
+	TmbClsprefix1 *ebpf.Map `ebpf:"tmb_clsprefix_1"`
+	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
+	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
+	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
+	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
+	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
+	TmbFlow1      *ebpf.Map `ebpf:"tmb_flow_1"`
+	TmbFrag1      *ebpf.Map `ebpf:"tmb_frag_1"`
+	TmbIpcache1   *ebpf.Map `ebpf:"tmb_ipcache_1"`
+	TmbIpprefix1  *ebpf.Map `ebpf:"tmb_ipprefix_1"`
+	TmbMaglev1    *ebpf.Map `ebpf:"tmb_maglev_1"`
+	TmbNodehlth1  *ebpf.Map `ebpf:"tmb_nodehlth_1"`
+	TmbPolicy1    *ebpf.Map `ebpf:"tmb_policy_1"`
+	TmbReverse1   *ebpf.Map `ebpf:"tmb_reverse_1"`
+	TmbServices1  *ebpf.Map `ebpf:"tmb_services_1"`
+	TmbSlots1     *ebpf.Map `ebpf:"tmb_slots_1"`
+	TmbSrcrange1  *ebpf.Map `ebpf:"tmb_srcrange_1"`
+	TmbSubject1   *ebpf.Map `ebpf:"tmb_subject_1"`
 }
 
 func (m *rowsMaps) Close() error {
 	return _RowsClose(
+		m.TmbAffinity1,
 		m.TmbChoice1,
+		m.TmbClass1,
+		m.TmbClsprefix1,
 		m.TmbClushlth1,
+		m.TmbConfig1,
 		m.TmbCounters1,
-		m.TmbEndpoint1,
+		m.TmbEndpoint2,
+		m.TmbEpoch1,
+		m.TmbEvents1,
+		m.TmbFlow1,
+		m.TmbFrag1,
 		m.TmbIpcache1,
 		m.TmbIpprefix1,
+		m.TmbMaglev1,
 		m.TmbNodehlth1,
+		m.TmbPolicy1,
 		m.TmbReverse1,
 		m.TmbServices1,
 		m.TmbSlots1,
+		m.TmbSrcrange1,
+		m.TmbSubject1,
 	)
 }
 
@@ -283,6 +614,17 @@ func (m *rowsMaps) Close() error {
 //
 // It can be passed to loadRowsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type rowsVariables struct {
+	TmbEmitEvent            *ebpf.Variable `ebpf:"tmb_emit_event"`
+	TmbEmitTmbConfigFlags   *ebpf.Variable `ebpf:"tmb_emit_tmb_config_flags"`
+	TmbEmitTmbDirection     *ebpf.Variable `ebpf:"tmb_emit_tmb_direction"`
+	TmbEmitTmbEndpointFlags *ebpf.Variable `ebpf:"tmb_emit_tmb_endpoint_flags"`
+	TmbEmitTmbEventKind     *ebpf.Variable `ebpf:"tmb_emit_tmb_event_kind"`
+	TmbEmitTmbFlowFlags     *ebpf.Variable `ebpf:"tmb_emit_tmb_flow_flags"`
+	TmbEmitTmbIpcacheFlags  *ebpf.Variable `ebpf:"tmb_emit_tmb_ipcache_flags"`
+	TmbEmitTmbScope         *ebpf.Variable `ebpf:"tmb_emit_tmb_scope"`
+	TmbEmitTmbServiceFlags  *ebpf.Variable `ebpf:"tmb_emit_tmb_service_flags"`
+	TmbEmitTmbSubjectFlags  *ebpf.Variable `ebpf:"tmb_emit_tmb_subject_flags"`
+	TmbEmitTmbVerdict       *ebpf.Variable `ebpf:"tmb_emit_tmb_verdict"`
 }
 
 // rowsPrograms contains all programs after they have been loaded into the kernel.

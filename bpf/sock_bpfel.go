@@ -16,16 +16,28 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockMapTmbAffinity1     = "tmb_affinity_1"
 	sockMapTmbChoice1       = "tmb_choice_1"
+	sockMapTmbClass1        = "tmb_class_1"
+	sockMapTmbClsprefix1    = "tmb_clsprefix_1"
 	sockMapTmbClushlth1     = "tmb_clushlth_1"
+	sockMapTmbConfig1       = "tmb_config_1"
 	sockMapTmbCounters1     = "tmb_counters_1"
-	sockMapTmbEndpoint1     = "tmb_endpoint_1"
+	sockMapTmbEndpoint2     = "tmb_endpoint_2"
+	sockMapTmbEpoch1        = "tmb_epoch_1"
+	sockMapTmbEvents1       = "tmb_events_1"
+	sockMapTmbFlow1         = "tmb_flow_1"
+	sockMapTmbFrag1         = "tmb_frag_1"
 	sockMapTmbIpcache1      = "tmb_ipcache_1"
 	sockMapTmbIpprefix1     = "tmb_ipprefix_1"
+	sockMapTmbMaglev1       = "tmb_maglev_1"
 	sockMapTmbNodehlth1     = "tmb_nodehlth_1"
+	sockMapTmbPolicy1       = "tmb_policy_1"
 	sockMapTmbReverse1      = "tmb_reverse_1"
 	sockMapTmbServices1     = "tmb_services_1"
 	sockMapTmbSlots1        = "tmb_slots_1"
+	sockMapTmbSrcrange1     = "tmb_srcrange_1"
+	sockMapTmbSubject1      = "tmb_subject_1"
 	sockProgTmbConnect4     = "tmb_connect4"
 	sockProgTmbConnect6     = "tmb_connect6"
 	sockProgTmbGetpeername4 = "tmb_getpeername4"
@@ -94,16 +106,28 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
-	TmbChoice1   *ebpf.MapSpec `ebpf:"tmb_choice_1"`
-	TmbClushlth1 *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
-	TmbCounters1 *ebpf.MapSpec `ebpf:"tmb_counters_1"`
-	TmbEndpoint1 *ebpf.MapSpec `ebpf:"tmb_endpoint_1"`
-	TmbIpcache1  *ebpf.MapSpec `ebpf:"tmb_ipcache_1"`
-	TmbIpprefix1 *ebpf.MapSpec `ebpf:"tmb_ipprefix_1"`
-	TmbNodehlth1 *ebpf.MapSpec `ebpf:"tmb_nodehlth_1"`
-	TmbReverse1  *ebpf.MapSpec `ebpf:"tmb_reverse_1"`
-	TmbServices1 *ebpf.MapSpec `ebpf:"tmb_services_1"`
-	TmbSlots1    *ebpf.MapSpec `ebpf:"tmb_slots_1"`
+	TmbAffinity1  *ebpf.MapSpec `ebpf:"tmb_affinity_1"`
+	TmbChoice1    *ebpf.MapSpec `ebpf:"tmb_choice_1"`
+	TmbClass1     *ebpf.MapSpec `ebpf:"tmb_class_1"`
+	TmbClsprefix1 *ebpf.MapSpec `ebpf:"tmb_clsprefix_1"`
+	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
+	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
+	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
+	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
+	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
+	TmbFlow1      *ebpf.MapSpec `ebpf:"tmb_flow_1"`
+	TmbFrag1      *ebpf.MapSpec `ebpf:"tmb_frag_1"`
+	TmbIpcache1   *ebpf.MapSpec `ebpf:"tmb_ipcache_1"`
+	TmbIpprefix1  *ebpf.MapSpec `ebpf:"tmb_ipprefix_1"`
+	TmbMaglev1    *ebpf.MapSpec `ebpf:"tmb_maglev_1"`
+	TmbNodehlth1  *ebpf.MapSpec `ebpf:"tmb_nodehlth_1"`
+	TmbPolicy1    *ebpf.MapSpec `ebpf:"tmb_policy_1"`
+	TmbReverse1   *ebpf.MapSpec `ebpf:"tmb_reverse_1"`
+	TmbServices1  *ebpf.MapSpec `ebpf:"tmb_services_1"`
+	TmbSlots1     *ebpf.MapSpec `ebpf:"tmb_slots_1"`
+	TmbSrcrange1  *ebpf.MapSpec `ebpf:"tmb_srcrange_1"`
+	TmbSubject1   *ebpf.MapSpec `ebpf:"tmb_subject_1"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -132,30 +156,54 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
-	TmbChoice1   *ebpf.Map `ebpf:"tmb_choice_1"`
-	TmbClushlth1 *ebpf.Map `ebpf:"tmb_clushlth_1"`
-	TmbCounters1 *ebpf.Map `ebpf:"tmb_counters_1"`
-	TmbEndpoint1 *ebpf.Map `ebpf:"tmb_endpoint_1"`
-	TmbIpcache1  *ebpf.Map `ebpf:"tmb_ipcache_1"`
-	TmbIpprefix1 *ebpf.Map `ebpf:"tmb_ipprefix_1"`
-	TmbNodehlth1 *ebpf.Map `ebpf:"tmb_nodehlth_1"`
-	TmbReverse1  *ebpf.Map `ebpf:"tmb_reverse_1"`
-	TmbServices1 *ebpf.Map `ebpf:"tmb_services_1"`
-	TmbSlots1    *ebpf.Map `ebpf:"tmb_slots_1"`
+	TmbAffinity1  *ebpf.Map `ebpf:"tmb_affinity_1"`
+	TmbChoice1    *ebpf.Map `ebpf:"tmb_choice_1"`
+	TmbClass1     *ebpf.Map `ebpf:"tmb_class_1"`
+	TmbClsprefix1 *ebpf.Map `ebpf:"tmb_clsprefix_1"`
+	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
+	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
+	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
+	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
+	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
+	TmbFlow1      *ebpf.Map `ebpf:"tmb_flow_1"`
+	TmbFrag1      *ebpf.Map `ebpf:"tmb_frag_1"`
+	TmbIpcache1   *ebpf.Map `ebpf:"tmb_ipcache_1"`
+	TmbIpprefix1  *ebpf.Map `ebpf:"tmb_ipprefix_1"`
+	TmbMaglev1    *ebpf.Map `ebpf:"tmb_maglev_1"`
+	TmbNodehlth1  *ebpf.Map `ebpf:"tmb_nodehlth_1"`
+	TmbPolicy1    *ebpf.Map `ebpf:"tmb_policy_1"`
+	TmbReverse1   *ebpf.Map `ebpf:"tmb_reverse_1"`
+	TmbServices1  *ebpf.Map `ebpf:"tmb_services_1"`
+	TmbSlots1     *ebpf.Map `ebpf:"tmb_slots_1"`
+	TmbSrcrange1  *ebpf.Map `ebpf:"tmb_srcrange_1"`
+	TmbSubject1   *ebpf.Map `ebpf:"tmb_subject_1"`
 }
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
+		m.TmbAffinity1,
 		m.TmbChoice1,
+		m.TmbClass1,
+		m.TmbClsprefix1,
 		m.TmbClushlth1,
+		m.TmbConfig1,
 		m.TmbCounters1,
-		m.TmbEndpoint1,
+		m.TmbEndpoint2,
+		m.TmbEpoch1,
+		m.TmbEvents1,
+		m.TmbFlow1,
+		m.TmbFrag1,
 		m.TmbIpcache1,
 		m.TmbIpprefix1,
+		m.TmbMaglev1,
 		m.TmbNodehlth1,
+		m.TmbPolicy1,
 		m.TmbReverse1,
 		m.TmbServices1,
 		m.TmbSlots1,
+		m.TmbSrcrange1,
+		m.TmbSubject1,
 	)
 }
 

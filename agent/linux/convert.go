@@ -26,15 +26,15 @@ func toAddr(a agent.Addr) bpf.Addr   { return bpf.Addr{B: a} }
 func fromAddr(a bpf.Addr) agent.Addr { return a.B }
 
 func toServiceKey(k agent.ServiceKey) bpf.ServiceKey {
-	return bpf.ServiceKey{Addr: toAddr(k.Addr), Port: swap(k.Port), Proto: k.Proto}
+	return bpf.ServiceKey{Addr: toAddr(k.Addr), Port: swap(k.Port), Proto: k.Proto, Scope: uint8(k.Scope)}
 }
 
 func fromServiceKey(k bpf.ServiceKey) agent.ServiceKey {
-	return agent.ServiceKey{Addr: fromAddr(k.Addr), Port: swap(k.Port), Proto: k.Proto}
+	return agent.ServiceKey{Addr: fromAddr(k.Addr), Port: swap(k.Port), Proto: k.Proto, Scope: agent.Scope(k.Scope)}
 }
 
 func toService(r agent.ServiceRow) bpf.Service {
-	out := bpf.Service{Id: r.ID, Flags: uint8(r.Flags), NumTiers: r.NumTiers}
+	out := bpf.Service{Id: r.ID, Flags: uint8(r.Flags), NumTiers: r.NumTiers, Maglev: r.Maglev, Affinity: r.Affinity}
 	for i, t := range r.Tiers {
 		out.Tiers[i] = bpf.Tier{First: t.First, Groups: t.Groups, Share: t.Share}
 	}
@@ -45,7 +45,7 @@ func toService(r agent.ServiceRow) bpf.Service {
 }
 
 func fromService(r bpf.Service) agent.ServiceRow {
-	out := agent.ServiceRow{ID: r.Id, Flags: agent.ServiceFlags(r.Flags), NumTiers: r.NumTiers}
+	out := agent.ServiceRow{ID: r.Id, Flags: agent.ServiceFlags(r.Flags), NumTiers: r.NumTiers, Maglev: r.Maglev, Affinity: r.Affinity}
 	for i, t := range r.Tiers {
 		out.Tiers[i] = agent.Tier{First: t.First, Groups: t.Groups, Share: t.Share}
 	}
@@ -86,11 +86,11 @@ func toHealth(r agent.HealthRow) bpf.Health   { return bpf.Health{Since: r.Since
 func fromHealth(r bpf.Health) agent.HealthRow { return agent.HealthRow{Since: r.Since} }
 
 func toIPCache(r agent.IPCacheRow) bpf.IPCache {
-	return bpf.IPCache{Identity: r.Identity, Node: r.Node}
+	return bpf.IPCache{Identity: r.Identity, Node: r.Node, Flags: uint16(r.Flags)}
 }
 
 func fromIPCache(r bpf.IPCache) agent.IPCacheRow {
-	return agent.IPCacheRow{Identity: r.Identity, Node: r.Node}
+	return agent.IPCacheRow{Identity: r.Identity, Node: r.Node, Flags: agent.IPFlags(r.Flags)}
 }
 
 func toPrefix(k agent.Prefix) bpf.Prefix {
@@ -102,9 +102,16 @@ func fromPrefix(k bpf.Prefix) agent.Prefix {
 }
 
 func toEndpoint(r agent.EndpointRow) bpf.Endpoint {
-	return bpf.Endpoint{Ifindex: r.IfIndex, Identity: r.Identity, PodMac: r.PodMAC, HostMac: r.HostMAC}
+	out := bpf.Endpoint{Subject: r.Subject, Ifindex: r.IfIndex, Identity: r.Identity, PodMac: r.PodMAC, HostMac: r.HostMAC}
+	if r.Closed {
+		out.Flags |= bpf.EndpointClosed
+	}
+	return out
 }
 
 func fromEndpoint(r bpf.Endpoint) agent.EndpointRow {
-	return agent.EndpointRow{IfIndex: r.Ifindex, Identity: r.Identity, PodMAC: r.PodMac, HostMAC: r.HostMac}
+	return agent.EndpointRow{
+		IfIndex: r.Ifindex, Identity: r.Identity, PodMAC: r.PodMac, HostMAC: r.HostMac,
+		Subject: r.Subject, Closed: r.Flags&bpf.EndpointClosed != 0,
+	}
 }

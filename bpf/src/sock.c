@@ -83,7 +83,7 @@ static __always_inline bool frontend(struct bpf_sock_addr *ctx, struct tmb_servi
 	addr_read(&key->addr, ctx, v4);
 	key->port = (__be16)ctx->user_port;
 	key->proto = proto;
-	key->pad = 0;
+	key->scope = TMB_INSIDE;
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 

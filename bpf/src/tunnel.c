@@ -141,7 +141,7 @@ static __always_inline bool is_tunnel_address(const struct tmb_addr *a)
 {
 	struct tmb_ipcache *row = bpf_map_lookup_elem(&tmb_ipcache_1, a);
 
-	return row && row->identity == IDENTITY_HOST;
+	return row && row->flags & TMB_IP_TUNNEL_ADDRESS;
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, const struct tmb_endpoint *to)
@@ -177,10 +177,10 @@ SEC("tc") int tmb_tunnel(struct __sk_buff *skb)
 		return drop(TMB_DROP_RESERVED_SOURCE);
 	/* Our own cluster's identities do come this way: between nodes that share no
 	 * L2, and through gateways. Our own addresses never do. */
-	if (bpf_map_lookup_elem(&tmb_endpoint_1, &src))
+	if (bpf_map_lookup_elem(&tmb_endpoint_2, &src))
 		return drop(TMB_DROP_LOCAL_SOURCE);
 
-	to = bpf_map_lookup_elem(&tmb_endpoint_1, &dst);
+	to = bpf_map_lookup_elem(&tmb_endpoint_2, &dst);
 	if (to && to->ifindex)
 		return deliver(skb, to);
 	if (!to && !is_tunnel_address(&dst))
