@@ -5,9 +5,6 @@ import (
 	"slices"
 )
 
-// LabelCluster is the security label that names a workload's cluster.
-const LabelCluster = "tombolo.io/cluster"
-
 // Admission is what is believed of one cluster: what it was admitted for when
 // it joined, and nothing beyond.
 type Admission struct {

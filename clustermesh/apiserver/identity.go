@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -9,50 +8,14 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
-// Keys of security labels that are not pod labels. No pod can set them: pod
-// labels under tombolo.io/ are left out, and no label key has a colon.
-const (
-	LabelCluster         = "tombolo.io/cluster"
-	LabelNamespace       = "tombolo.io/namespace"
-	LabelServiceAccount  = "tombolo.io/serviceaccount"
-	LabelNamespacePrefix = "namespace:" // before the key of a label of the namespace
-)
-
-// fleeting labels differ from pod to pod or from rollout to rollout: an identity
-// of each would say nothing and there would be as many as pods.
-var fleeting = map[string]bool{
-	"pod-template-hash": true, "pod-template-generation": true, "controller-revision-hash": true,
-	"controller-uid": true, "batch.kubernetes.io/controller-uid": true,
-}
-
 // securityLabels is what the identity of a pod stands for, sorted by key. ns may
-// be nil: the namespace then has no label but its name.
+// be nil.
 func securityLabels(cluster string, pod *corev1.Pod, ns *corev1.Namespace) []clustermesh.Label {
-	labels := make([]clustermesh.Label, 0, len(pod.Labels)+5)
-	add := func(key, value string) { labels = append(labels, clustermesh.Label{Key: key, Value: value}) }
-	for k, v := range pod.Labels {
-		if !fleeting[k] && !strings.HasPrefix(k, annotationPrefix) {
-			add(k, v)
-		}
-	}
-	account := pod.Spec.ServiceAccountName
-	if account == "" {
-		account = "default"
-	}
-	add(LabelCluster, cluster)
-	add(LabelNamespace, pod.Namespace)
-	add(LabelServiceAccount, account)
-	// Every Kubernetes sets this one, and policies select by it.
-	add(LabelNamespacePrefix+corev1.LabelMetadataName, pod.Namespace)
+	var of map[string]string
 	if ns != nil {
-		for k, v := range ns.Labels {
-			if k != corev1.LabelMetadataName {
-				add(LabelNamespacePrefix+k, v)
-			}
-		}
+		of = ns.Labels
 	}
-	slices.SortFunc(labels, func(a, b clustermesh.Label) int { return strings.Compare(a.Key, b.Key) })
-	return labels
+	return clustermesh.SecurityLabels(cluster, pod.Namespace, pod.Spec.ServiceAccountName, pod.Labels, of)
 }
 
 // labelText is a label set as one string, by which its number is kept. Neither
