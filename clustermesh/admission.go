@@ -57,7 +57,7 @@ func (a Admission) checkKey(k Key) error {
 		return refuse(RefusedKey, "a cluster does not mirror itself")
 	}
 	switch k.Kind {
-	case KindWorkload, KindPolicy, KindPeer:
+	case KindWorkload, KindPolicy, KindClusterPolicy, KindPeer:
 		if k.Scope != ScopeLocal {
 			return refuse(RefusedKey, "a %s exists in scope local only", k.Kind)
 		}

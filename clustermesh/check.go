@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
@@ -102,6 +103,76 @@ func (c *checker) names(what string, list []string, in *interner) []string {
 	for i, s := range list {
 		c.text(what, s, maxText)
 		out[i] = in.string(s)
+	}
+	return out
+}
+
+// seconds, like every method of checker, notes the first error and goes on.
+func (c *checker) seconds(what string, s uint32) time.Duration {
+	if s > maxSeconds {
+		c.fail("%s of %d seconds is above %d", what, s, maxSeconds)
+	}
+	return time.Duration(s) * time.Second
+}
+
+func (c *checker) prefixes(what string, list []*pb.Prefix) []netip.Prefix {
+	if c.count(what, len(list), maxPrefixes); len(list) == 0 || c.err != nil {
+		return nil
+	}
+	out := make([]netip.Prefix, len(list))
+	for i, p := range list {
+		a := c.addr("prefix", p.Address)
+		if int64(p.Bits) > int64(a.BitLen()) {
+			c.fail("prefix length %d of an address of %d bits", p.Bits, a.BitLen())
+			return nil
+		}
+		out[i] = netip.PrefixFrom(a, int(p.Bits))
+		if c.err == nil && out[i].Masked() != out[i] {
+			c.fail("prefix %v has bits set beyond its length; it should be %v", out[i], out[i].Masked())
+		}
+	}
+	return out
+}
+
+// outside is nil where there is nothing: a nil and an empty one would be told apart.
+func (c *checker) outside(m *pb.Service) *Outside {
+	if len(m.External)+len(m.SourceRanges) == 0 {
+		return nil
+	}
+	return &Outside{Addresses: c.external(m.External), SourceRanges: c.prefixes("source ranges", m.SourceRanges)}
+}
+
+func (c *checker) distribution(d pb.Distribution) Distribution {
+	if d < 0 || d > 255 {
+		c.fail("distribution %d", d)
+	}
+	return Distribution(d)
+}
+
+func (c *checker) external(list []*pb.External) []External {
+	if c.count("external addresses", len(list), maxPrefixes); len(list) == 0 || c.err != nil {
+		return nil
+	}
+	out := make([]External, len(list))
+	for i, e := range list {
+		out[i] = External{Address: c.addr("external address", e.Address), Kind: ExternalKind(e.Kind)}
+		if e.Kind < 1 || e.Kind > 255 { // kinds of newer versions are kept
+			c.fail("external address of kind %d", e.Kind)
+		}
+	}
+	return out
+}
+
+func (c *checker) hostPorts(list []*pb.HostPort) []HostPort {
+	if c.count("host ports", len(list), maxPorts); len(list) == 0 || c.err != nil {
+		return nil
+	}
+	out := make([]HostPort, len(list))
+	for i, p := range list {
+		out[i] = HostPort{Protocol: c.protocol(p.Protocol), Port: c.port("host port", p.Port, 1), ContainerPort: c.port("container port", p.ContainerPort, 1)}
+		if len(p.Address) > 0 {
+			out[i].Address = c.addr("host address", p.Address)
+		}
 	}
 	return out
 }

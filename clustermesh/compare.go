@@ -30,6 +30,9 @@ func Equal(a, b Record) bool {
 	case *Policy:
 		b, ok := b.(*Policy)
 		return ok && a.Namespace == b.Namespace && a.Name == b.Name && bytes.Equal(a.JSON, b.JSON)
+	case *ClusterPolicy:
+		b, ok := b.(*ClusterPolicy)
+		return ok && a.Name == b.Name && bytes.Equal(a.JSON, b.JSON)
 	case *Workload:
 		b, ok := b.(*Workload)
 		return ok && a.equal(b)
@@ -58,7 +61,16 @@ func (a *Service) equal(b *Service) bool {
 	return a.Name == b.Name && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Frontends, b.Frontends) &&
 		a.Global == b.Global && a.Shared == b.Shared && a.Weight == b.Weight && a.HasWeight == b.HasWeight &&
 		a.Affinity == b.Affinity && slices.Equal(a.Failover, b.Failover) && a.MinHealthy == b.MinHealthy &&
-		a.SessionAffinity == b.SessionAffinity && a.Headless == b.Headless && a.PublishNotReady == b.PublishNotReady
+		a.SessionAffinity == b.SessionAffinity && a.Headless == b.Headless && a.PublishNotReady == b.PublishNotReady &&
+		a.Outside.equal(b.Outside) && a.ExternalLocal == b.ExternalLocal && a.InternalLocal == b.InternalLocal &&
+		a.Distribution == b.Distribution && a.HealthCheckPort == b.HealthCheckPort
+}
+
+func (a *Outside) equal(b *Outside) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.SourceRanges, b.SourceRanges)
 }
 
 func (a *EndpointSlice) equal(b *EndpointSlice) bool {
@@ -74,7 +86,8 @@ func (a *Workload) equal(b *Workload) bool {
 	if (a.Readiness == nil) != (b.Readiness == nil) || a.Readiness != nil && *a.Readiness != *b.Readiness {
 		return false
 	}
-	return a.Namespace == b.Namespace && a.Name == b.Name && a.Node == b.Node && a.Owner == b.Owner
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.Node == b.Node && a.Owner == b.Owner &&
+		a.HostNetwork == b.HostNetwork && slices.Equal(a.HostPorts, b.HostPorts)
 }
 
 func (a *Peer) equal(b *Peer) bool {

@@ -3,10 +3,8 @@ package clustermesh
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
@@ -40,15 +38,16 @@ type decoder struct {
 	identity IdentityRecord
 
 	pb struct {
-		cluster  pb.Cluster
-		node     pb.Node
-		service  pb.Service
-		slice    pb.EndpointSlice
-		identity pb.Identity
-		address  pb.Address
-		workload pb.Workload
-		policy   pb.Policy
-		peer     pb.Peer
+		cluster       pb.Cluster
+		node          pb.Node
+		service       pb.Service
+		slice         pb.EndpointSlice
+		identity      pb.Identity
+		address       pb.Address
+		workload      pb.Workload
+		policy        pb.Policy
+		clusterPolicy pb.ClusterPolicy
+		peer          pb.Peer
 	}
 }
 
@@ -93,6 +92,8 @@ func (d *decoder) decode(kind Kind, name string, value []byte) (Record, error) {
 		return d.decodeWorkload(name, plain)
 	case KindPolicy:
 		return d.decodePolicy(name, plain)
+	case KindClusterPolicy:
+		return d.decodeClusterPolicy(name, plain)
 	}
 	return nil, fmt.Errorf("unknown kind %s", quote(string(kind)))
 }
@@ -215,7 +216,7 @@ func (d *decoder) decodeSlice(name string, plain []byte) (Record, error) {
 		c.text("zone", e.Zone, maxText)
 		r.Endpoints[i] = Endpoint{
 			Address: c.addr("endpoint", e.Address), Node: c.port("node number", e.Node, 0), Zone: d.in.string(e.Zone),
-			Ready: e.Ready, Serving: e.Serving, Terminating: e.Terminating,
+			Ready: e.Ready, Serving: e.Serving, Terminating: e.Terminating, Hints: c.hints(e),
 		}
 		if i > 0 && c.err == nil && r.Endpoints[i].Address.Is4() != r.Endpoints[0].Address.Is4() {
 			c.fail("endpoints of both address families in one slice")
@@ -229,7 +230,10 @@ func (d *decoder) decodeSlice(name string, plain []byte) (Record, error) {
 
 func (d *decoder) decodeService(name string, plain []byte) (Record, error) {
 	m := &d.pb.service
-	*m = pb.Service{Ports: m.Ports[:0], Frontends: m.Frontends[:0], Failover: m.Failover[:0]}
+	*m = pb.Service{
+		Ports: m.Ports[:0], Frontends: m.Frontends[:0], Failover: m.Failover[:0],
+		External: m.External[:0], SourceRanges: m.SourceRanges[:0],
+	}
 	if err := m.UnmarshalVTUnsafe(plain); err != nil {
 		return nil, err
 	}
@@ -247,7 +251,10 @@ func (d *decoder) decodeService(name string, plain []byte) (Record, error) {
 		Global: m.Global, Shared: m.Shared, Weight: uint16(m.Weight), HasWeight: m.HasWeight,
 		Affinity: Affinity(d.in.string(m.Affinity)), Failover: c.names("failover", m.Failover, d.in),
 		MinHealthy: d.in.string(m.MinHealthy), SessionAffinity: c.seconds("session affinity", m.SessionAffinitySeconds),
-		Headless: m.Headless, PublishNotReady: m.PublishNotReady, Origin: Origin(m.Origin),
+		Headless: m.Headless, PublishNotReady: m.PublishNotReady,
+		Outside:       c.outside(m),
+		ExternalLocal: m.ExternalLocal, InternalLocal: m.InternalLocal, Distribution: c.distribution(m.Distribution),
+		HealthCheckPort: c.port("health check port", m.HealthCheckPort, 0), Origin: Origin(m.Origin),
 	}
 	return r, c.err
 }
@@ -267,7 +274,7 @@ func (d *decoder) decodeNode(name string, plain []byte) (Record, error) {
 		Name: d.in.string(name), Number: c.port("node number", m.Number, 1),
 		UnderlayAddresses: c.addrs("underlay addresses", m.UnderlayAddresses),
 		TunnelAddresses:   c.addrs("tunnel addresses", m.TunnelAddresses),
-		PodPrefixes:       c.prefixes(m.PodPrefixes),
+		PodPrefixes:       c.prefixes("pod prefixes", m.PodPrefixes),
 		WireGuardEndpoint: d.in.unique(m.WireguardEndpoint), Gateway: m.Gateway, Zone: d.in.string(m.Zone),
 		Origin: Origin(m.Origin),
 	}
@@ -291,7 +298,7 @@ func (d *decoder) decodeCluster(plain []byte) (Record, error) {
 	c.text("version", m.Version, maxText)
 	r := &Cluster{
 		Name: m.Name, ID: c.clusterID(m.Id), Incarnation: m.Incarnation, CABundle: m.CaBundle,
-		MeshAddresses: c.names("mesh addresses", m.MeshAddresses, nil), PodPrefixes: c.prefixes(m.PodPrefixes),
+		MeshAddresses: c.names("mesh addresses", m.MeshAddresses, nil), PodPrefixes: c.prefixes("pod prefixes", m.PodPrefixes),
 		Capabilities: c.names("capabilities", m.Capabilities, nil), Version: m.Version, Origin: Origin(m.Origin),
 	}
 	if len(r.CABundle) == 0 {
@@ -312,7 +319,7 @@ func (d *decoder) decodePeer(name string, plain []byte) (Record, error) {
 	}
 	r := &Peer{
 		Name: m.Name, ID: c.clusterID(m.Id), CABundle: m.CaBundle,
-		MeshAddresses: c.names("mesh addresses", m.MeshAddresses, nil), PodPrefixes: c.prefixes(m.PodPrefixes),
+		MeshAddresses: c.names("mesh addresses", m.MeshAddresses, nil), PodPrefixes: c.prefixes("pod prefixes", m.PodPrefixes),
 		MaxKeys: m.MaxKeys, MaxBytes: m.MaxBytes, Joined: Origin(m.Joined).Time(), Origin: Origin(m.Origin),
 	}
 	if len(r.CABundle) == 0 {
@@ -333,7 +340,7 @@ func (d *decoder) decodeWorkload(name string, plain []byte) (Record, error) {
 	ns, pod := cutName(name)
 	r := &Workload{
 		Namespace: d.in.string(ns), Name: d.in.unique(pod), Node: d.in.string(m.Node), Owner: d.in.unique(m.Owner),
-		Origin: Origin(m.Origin),
+		HostNetwork: m.HostNetwork, HostPorts: c.hostPorts(m.HostPorts), Origin: Origin(m.Origin),
 	}
 	if p := m.Readiness; p != nil {
 		c.text("probe kind", p.Kind, maxText)
@@ -368,6 +375,43 @@ func (d *decoder) decodePolicy(name string, plain []byte) (Record, error) {
 	return r, nil
 }
 
+func (d *decoder) decodeClusterPolicy(name string, plain []byte) (Record, error) {
+	m := &d.pb.clusterPolicy
+	*m = pb.ClusterPolicy{}
+	if err := m.UnmarshalVT(plain); err != nil {
+		return nil, err
+	}
+	if !utf8.Valid(m.Json) {
+		return nil, errors.New("policy is not UTF-8")
+	}
+	r := &ClusterPolicy{Name: d.in.unique(name), JSON: m.Json, Origin: Origin(m.Origin)}
+	if len(r.JSON) == 0 {
+		r.JSON = nil
+	}
+	return r, nil
+}
+
+// hints reads the hints of an endpoint: sorted, each once, so that there
+// is one spelling.
+func (c *checker) hints(e *pb.Endpoint) Hints {
+	if len(e.ForZones)+len(e.ForNodes) == 0 || c.err != nil {
+		return Hints{}
+	}
+	c.count("zone hints", len(e.ForZones), maxHints)
+	c.count("node hints", len(e.ForNodes), maxHints)
+	nodes := make([]uint16, 0, maxHints)
+	for _, n := range e.ForNodes {
+		nodes = append(nodes, c.port("node hint", n, 1))
+	}
+	for _, z := range e.ForZones {
+		c.check(checkHintZone(z))
+	}
+	if c.err != nil {
+		return Hints{}
+	}
+	return MakeHints(e.ForZones, nodes)
+}
+
 func (d *decoder) decodePorts(c *checker, ports []*pb.Port) []Port {
 	d.ports = d.ports[:0]
 	for _, p := range ports {
@@ -380,31 +424,4 @@ func (d *decoder) decodePorts(c *checker, ports []*pb.Port) []Port {
 		return nil
 	}
 	return d.in.portList(d.ports)
-}
-
-// seconds, like every method of checker, notes the first error and goes on.
-func (c *checker) seconds(what string, s uint32) time.Duration {
-	if s > maxSeconds {
-		c.fail("%s of %d seconds is above %d", what, s, maxSeconds)
-	}
-	return time.Duration(s) * time.Second
-}
-
-func (c *checker) prefixes(list []*pb.Prefix) []netip.Prefix {
-	if c.count("pod prefixes", len(list), maxPrefixes); len(list) == 0 || c.err != nil {
-		return nil
-	}
-	out := make([]netip.Prefix, len(list))
-	for i, p := range list {
-		a := c.addr("prefix", p.Address)
-		if int64(p.Bits) > int64(a.BitLen()) {
-			c.fail("prefix length %d of an address of %d bits", p.Bits, a.BitLen())
-			return nil
-		}
-		out[i] = netip.PrefixFrom(a, int(p.Bits))
-		if c.err == nil && out[i].Masked() != out[i] {
-			c.fail("prefix %v has bits set beyond its length; it should be %v", out[i], out[i].Masked())
-		}
-	}
-	return out
 }

@@ -42,9 +42,13 @@ func Describe(r Record) string {
 		}))
 	case *Policy:
 		l.text("json", string(r.JSON))
+	case *ClusterPolicy:
+		l.text("json", string(r.JSON))
 	case *Workload:
 		l.text("node", r.Node)
 		l.text("owner", r.Owner)
+		l.flag("host-network", r.HostNetwork)
+		l.list("host-ports", texts(r.HostPorts, describeHostPort))
 		l.describeProbe(r.Readiness)
 	case *Peer:
 		l.field("id", strconv.Itoa(int(r.ID)))
@@ -98,6 +102,14 @@ func (l *line) describeService(r *Service) {
 	l.duration("session-affinity", r.SessionAffinity)
 	l.flag("headless", r.Headless)
 	l.flag("publish-not-ready", r.PublishNotReady)
+	if r.Outside != nil {
+		l.list("external", texts(r.Outside.Addresses, describeExternal))
+		l.list("source-ranges", stringers(r.Outside.SourceRanges))
+	}
+	l.flag("external-local", r.ExternalLocal)
+	l.flag("internal-local", r.InternalLocal)
+	l.text("distribution", r.Distribution.String())
+	l.number("health-check-port", uint64(r.HealthCheckPort))
 }
 
 func (l *line) describeProbe(p *Probe) {
@@ -186,6 +198,38 @@ func describeEndpoint(e Endpoint) string {
 	}
 	if e.Terminating && e.Ready {
 		s += "(ready)"
+	}
+	return s + describeHints(e.Hints)
+}
+
+// describeHints is >zone:eu-1a>node:7.
+func describeHints(h Hints) string {
+	s := ""
+	for _, z := range h.Zones() {
+		s += ">zone:" + escape(z)
+	}
+	for _, n := range h.Nodes() {
+		s += ">node:" + strconv.Itoa(int(n))
+	}
+	return s
+}
+
+// describeExternal is the address with its kind in brackets.
+func describeExternal(e External) string {
+	switch e.Kind {
+	case ExternalIP:
+		return e.Address.String() + "(external-ip)"
+	case ExternalLoadBalancer:
+		return e.Address.String() + "(load-balancer)"
+	}
+	return fmt.Sprintf("%v(kind %d)", e.Address, e.Kind)
+}
+
+// describeHostPort is TCP:80>8080, with the node's address where there is one.
+func describeHostPort(p HostPort) string {
+	s := fmt.Sprintf("%v:%d>%d", p.Protocol, p.Port, p.ContainerPort)
+	if p.Address.IsValid() {
+		s += "@" + p.Address.String()
 	}
 	return s
 }

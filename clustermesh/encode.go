@@ -52,6 +52,8 @@ func toMessage(r Record) (message, error) {
 		return addressMessage(r), nil
 	case *Policy:
 		return &pb.Policy{Json: r.JSON, Origin: int64(r.Origin)}, nil
+	case *ClusterPolicy:
+		return &pb.ClusterPolicy{Json: r.JSON, Origin: int64(r.Origin)}, nil
 	case *Workload:
 		return workloadMessage(r)
 	case *Peer:
@@ -81,12 +83,20 @@ func serviceMessage(r *Service) (*pb.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pb.Service{
+	m := &pb.Service{
 		Ports: toPorts(r.Ports), Frontends: toAddresses(r.Frontends), Global: r.Global, Shared: r.Shared,
 		Weight: uint32(r.Weight), HasWeight: r.HasWeight, Affinity: string(r.Affinity), Failover: r.Failover,
 		MinHealthy: r.MinHealthy, SessionAffinitySeconds: seconds, Headless: r.Headless,
-		PublishNotReady: r.PublishNotReady, Origin: int64(r.Origin),
-	}, nil
+		PublishNotReady: r.PublishNotReady, ExternalLocal: r.ExternalLocal, InternalLocal: r.InternalLocal,
+		Distribution: pb.Distribution(r.Distribution), HealthCheckPort: uint32(r.HealthCheckPort), Origin: int64(r.Origin),
+	}
+	if r.Outside != nil {
+		for _, e := range r.Outside.Addresses {
+			m.External = append(m.External, &pb.External{Address: e.Address.AsSlice(), Kind: pb.External_Kind(e.Kind)})
+		}
+		m.SourceRanges = toPrefixes(r.Outside.SourceRanges)
+	}
+	return m, nil
 }
 
 func sliceMessage(r *EndpointSlice) *pb.EndpointSlice {
@@ -97,6 +107,12 @@ func sliceMessage(r *EndpointSlice) *pb.EndpointSlice {
 		m := &backing[i]
 		m.Address, m.Node, m.Zone = e.Address.AsSlice(), uint32(e.Node), e.Zone
 		m.Ready, m.Serving, m.Terminating = e.Ready, e.Serving, e.Terminating
+		if !e.Hints.IsZero() {
+			m.ForZones = e.Hints.Zones()
+			for _, n := range e.Hints.Nodes() {
+				m.ForNodes = append(m.ForNodes, uint32(n))
+			}
+		}
 		endpoints[i] = m
 	}
 	return &pb.EndpointSlice{Ports: toPorts(r.Ports), Endpoints: endpoints, Origin: int64(r.Origin)}
@@ -113,7 +129,12 @@ func addressMessage(r *Address) *pb.Address {
 }
 
 func workloadMessage(r *Workload) (*pb.Workload, error) {
-	m := &pb.Workload{Node: r.Node, Owner: r.Owner, Origin: int64(r.Origin)}
+	m := &pb.Workload{Node: r.Node, Owner: r.Owner, HostNetwork: r.HostNetwork, Origin: int64(r.Origin)}
+	for _, p := range r.HostPorts {
+		m.HostPorts = append(m.HostPorts, &pb.HostPort{
+			Protocol: pb.Protocol(p.Protocol), Port: uint32(p.Port), Address: p.Address.AsSlice(), ContainerPort: uint32(p.ContainerPort),
+		})
+	}
 	p := r.Readiness
 	if p == nil {
 		return m, nil

@@ -78,6 +78,8 @@ var genRecord = rapid.Custom(func(t *rapid.T) Record {
 	case KindPolicy:
 		n := genName.Draw(t, "name")
 		return &Policy{Namespace: n.Namespace, Name: n.Name, JSON: genBytes.Draw(t, "json"), Origin: genOrigin.Draw(t, "origin")}
+	case KindClusterPolicy:
+		return &ClusterPolicy{Name: genPart.Draw(t, "name"), JSON: genBytes.Draw(t, "json"), Origin: genOrigin.Draw(t, "origin")}
 	case KindWorkload:
 		return drawWorkload(t)
 	}
@@ -103,7 +105,16 @@ func drawNode(t *rapid.T) *Node {
 }
 
 func drawService(t *rapid.T) *Service {
+	external := rapid.Custom(func(t *rapid.T) External {
+		return External{genAddr.Draw(t, "address"), ExternalKind(rapid.Uint8Range(1, 3).Draw(t, "kind"))}
+	})
+	outside := &Outside{Addresses: some1(external).Draw(t, "external"), SourceRanges: some1(genPrefix).Draw(t, "ranges")}
+	if len(outside.Addresses)+len(outside.SourceRanges) == 0 {
+		outside = nil
+	}
 	return &Service{
+		Outside: outside, HealthCheckPort: rapid.Uint16().Draw(t, "health"),
+		ExternalLocal: rapid.Bool().Draw(t, "external local"), InternalLocal: rapid.Bool().Draw(t, "internal local"), Distribution: Distribution(rapid.Uint8Range(0, 3).Draw(t, "distribution")),
 		Name: genName.Draw(t, "name"), Ports: genPorts.Draw(t, "ports"), Frontends: some1(genAddr).Draw(t, "frontends"),
 		Global: rapid.Bool().Draw(t, "global"), Shared: rapid.Bool().Draw(t, "shared"), Weight: rapid.Uint16().Draw(t, "weight"), HasWeight: rapid.Bool().Draw(t, "has weight"),
 		Affinity: Affinity(genText.Draw(t, "affinity")), Failover: some1(genText).Draw(t, "failover"), MinHealthy: genText.Draw(t, "min healthy"),
@@ -118,10 +129,15 @@ func drawSlice(t *rapid.T) *EndpointSlice {
 		Endpoints: some1(rapid.Custom(func(t *rapid.T) Endpoint {
 			return Endpoint{
 				Address: family.Draw(t, "address"), Node: rapid.Uint16().Draw(t, "node"), Zone: genText.Draw(t, "zone"),
-				Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving"), Terminating: rapid.Bool().Draw(t, "terminating"),
+				Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving"), Terminating: rapid.Bool().Draw(t, "terminating"), Hints: drawHints(t),
 			}
 		})).Draw(t, "endpoints"),
 	}
+}
+
+func drawHints(t *rapid.T) Hints {
+	zone := rapid.StringMatching(`[a-z0-9]([-A-Za-z0-9._]{0,10}[a-z0-9])?`)
+	return MakeHints(rapid.SliceOfN(zone, 0, 2).Draw(t, "zones"), rapid.SliceOfN(genPort, 0, 2).Draw(t, "nodes"))
 }
 
 func drawLabels(t *rapid.T) []Label {
@@ -148,6 +164,14 @@ func drawAddress(t *rapid.T) *Address {
 func drawWorkload(t *rapid.T) *Workload {
 	n := genName.Draw(t, "name")
 	w := &Workload{Namespace: n.Namespace, Name: n.Name, Node: genText.Draw(t, "node"), Owner: genText.Draw(t, "owner"), Origin: genOrigin.Draw(t, "origin")}
+	w.HostNetwork = rapid.Bool().Draw(t, "host network")
+	w.HostPorts = some1(rapid.Custom(func(t *rapid.T) HostPort {
+		p := HostPort{Protocol: genProtocol.Draw(t, "protocol"), Port: genPort.Draw(t, "port"), ContainerPort: genPort.Draw(t, "container port")}
+		if rapid.Bool().Draw(t, "on one address") {
+			p.Address = genAddr.Draw(t, "address")
+		}
+		return p
+	})).Draw(t, "host ports")
 	if rapid.Bool().Draw(t, "probed") {
 		w.Readiness = &Probe{
 			Kind: "http", Port: genPort.Draw(t, "port"), Path: genText.Draw(t, "path"), Period: genSeconds(t, "period"), Timeout: genSeconds(t, "timeout"),

@@ -50,11 +50,11 @@ func goldenRecords() []goldenRecord {
 			MinHealthy: "30%", SessionAffinity: 3 * time.Hour, Headless: true, PublishNotReady: true, Origin: 3,
 		}},
 		{"endpointslice", &EndpointSlice{Name: SliceName{name, "checkout-x1"}, Ports: ports, Endpoints: []Endpoint{
-			{netip.MustParseAddr("10.1.7.5"), 7, "eu-1a", true, true, false},
-			{netip.MustParseAddr("10.1.8.5"), 8, "eu-1b", false, true, true},
+			{Address: netip.MustParseAddr("10.1.7.5"), Node: 7, Zone: "eu-1a", Ready: true, Serving: true, Terminating: false},
+			{Address: netip.MustParseAddr("10.1.8.5"), Node: 8, Zone: "eu-1b", Ready: false, Serving: true, Terminating: true},
 		}, Origin: 4}},
 		{"endpointslice-v6", &EndpointSlice{Name: SliceName{name, "checkout-x2"}, Ports: ports, Endpoints: []Endpoint{
-			{netip.MustParseAddr("fd00:1:7::5"), 7, "", true, true, false},
+			{Address: netip.MustParseAddr("fd00:1:7::5"), Node: 7, Zone: "", Ready: true, Serving: true, Terminating: false},
 		}, Origin: 5}},
 		{"identity", &IdentityRecord{ID: MakeIdentity(1, 42), Labels: []Label{{"app", "checkout"}, {LabelCluster, "aws"}}, Origin: 6}},
 		{"address", &Address{
@@ -72,6 +72,25 @@ func goldenRecords() []goldenRecord {
 			PodPrefixes: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, MaxKeys: 1000, MaxBytes: 1 << 20,
 			Joined: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Origin: 12,
 		}},
+		{"service-external", &Service{
+			Name: ServiceName{"shop", "front"}, Ports: []Port{{"http", TCP, 80, 30080}}, Frontends: []netip.Addr{netip.MustParseAddr("172.20.0.11")},
+			Outside: &Outside{
+				Addresses: []External{
+					{netip.MustParseAddr("198.51.100.7"), ExternalIP}, {netip.MustParseAddr("203.0.113.9"), ExternalLoadBalancer},
+				},
+				SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+			},
+			ExternalLocal: true, InternalLocal: true, Distribution: DistributionSameNode, HealthCheckPort: 32000, Origin: 13,
+		}},
+		{"endpointslice-hints", &EndpointSlice{Name: SliceName{name, "checkout-x3"}, Ports: ports, Endpoints: []Endpoint{
+			{Address: netip.MustParseAddr("10.1.7.5"), Node: 7, Zone: "eu-1a", Ready: true, Serving: true, Hints: MakeHints([]string{"eu-1a", "eu-1b"}, []uint16{7, 10, 9})},
+			{Address: netip.MustParseAddr("10.1.7.6"), Node: 7, Zone: "eu-1a", Serving: true, Terminating: true, Hints: MakeHints([]string{"eu-1a"}, nil)},
+			{Address: netip.MustParseAddr("10.1.7.7"), Node: 7, Ready: true, Serving: true, Hints: MakeHints(nil, []uint16{7})},
+		}, Origin: 14}},
+		{"clusterpolicy", &ClusterPolicy{Name: "no-metadata", JSON: []byte(`{"spec":{"priority":1,"tier":"Admin"}}`), Origin: 15}},
+		{"workload-host", &Workload{Namespace: "shop", Name: "edge-1", Node: "node-1", Owner: "uid-2", HostNetwork: true, HostPorts: []HostPort{
+			{TCP, 80, netip.Addr{}, 8080}, {UDP, 53, netip.MustParseAddr("192.0.2.1"), 5353}, {SCTP, 9, netip.MustParseAddr("::"), 9},
+		}, Origin: 16}},
 	}
 }
 

@@ -161,6 +161,8 @@ func (v *View) find(r Record) Record {
 		return some(v.workloads[ServiceName{r.Namespace, r.Name}])
 	case *Policy:
 		return some(v.policies[ServiceName{r.Namespace, r.Name}])
+	case *ClusterPolicy:
+		return some(v.clusterPolicies[r.Name])
 	case *Peer:
 		return some(v.peers[r.Name])
 	}

@@ -32,13 +32,14 @@ const (
 	KindIdentity      Kind = "identity"      // <identity in decimal>
 	KindAddress       Kind = "address"       // <node>/<prefix>
 	KindPolicy        Kind = "policy"        // <namespace>/<name>
+	KindClusterPolicy Kind = "clusterpolicy" // <name>
 	KindWorkload      Kind = "workload"      // <namespace>/<name>
 	KindPeer          Kind = "peer"          // <cluster>
 )
 
 // Kinds are all kinds, in key order.
 var Kinds = []Kind{
-	KindAddress, KindCluster, KindEndpointSlice, KindIdentity, KindNode,
+	KindAddress, KindCluster, KindClusterPolicy, KindEndpointSlice, KindIdentity, KindNode,
 	KindPeer, KindPolicy, KindService, KindWorkload,
 }
 
@@ -163,6 +164,8 @@ func validateName(kind Kind, name string) error {
 		return nil
 	case KindNode:
 		return validateParts(name, 1, "<node>")
+	case KindClusterPolicy:
+		return validateParts(name, 1, "<name>")
 	case KindService, KindPolicy, KindWorkload:
 		return validateParts(name, 2, "<namespace>/<name>")
 	case KindEndpointSlice:

@@ -3,7 +3,7 @@ package clustermesh
 import "strconv"
 
 // Record is what a key holds: one of *Cluster, *Node, *Service, *EndpointSlice,
-// *IdentityRecord, *Address, *Policy, *Workload, *Peer.
+// *IdentityRecord, *Address, *Policy, *ClusterPolicy, *Workload, *Peer.
 type Record interface {
 	Kind() Kind
 	// KeyName is the name part of the record's key; "" for a Cluster.
@@ -19,6 +19,7 @@ func (r *EndpointSlice) Kind() Kind  { return KindEndpointSlice }
 func (r *IdentityRecord) Kind() Kind { return KindIdentity }
 func (r *Address) Kind() Kind        { return KindAddress }
 func (r *Policy) Kind() Kind         { return KindPolicy }
+func (r *ClusterPolicy) Kind() Kind  { return KindClusterPolicy }
 func (r *Workload) Kind() Kind       { return KindWorkload }
 func (r *Peer) Kind() Kind           { return KindPeer }
 
@@ -29,6 +30,7 @@ func (r *EndpointSlice) KeyName() string  { return r.Name.String() }
 func (r *IdentityRecord) KeyName() string { return strconv.FormatUint(uint64(r.ID), 10) }
 func (r *Address) KeyName() string        { return r.Name.String() }
 func (r *Policy) KeyName() string         { return r.Namespace + "/" + r.Name }
+func (r *ClusterPolicy) KeyName() string  { return r.Name }
 func (r *Workload) KeyName() string       { return r.Namespace + "/" + r.Name }
 func (r *Peer) KeyName() string           { return r.Name }
 
@@ -39,6 +41,7 @@ func (r *EndpointSlice) Since() Origin  { return r.Origin }
 func (r *IdentityRecord) Since() Origin { return r.Origin }
 func (r *Address) Since() Origin        { return r.Origin }
 func (r *Policy) Since() Origin         { return r.Origin }
+func (r *ClusterPolicy) Since() Origin  { return r.Origin }
 func (r *Workload) Since() Origin       { return r.Origin }
 func (r *Peer) Since() Origin           { return r.Origin }
 

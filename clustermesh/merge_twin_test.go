@@ -196,7 +196,7 @@ func twinPort(in MergeInput, own *Service, order [][]string, p Port, v6 bool) []
 					total[cluster]++
 				}
 				if !fallback && ready || fallback && e.Terminating && e.Serving {
-					usable[cluster] = append(usable[cluster], Backend{e.Address, e.port, e.Node, e.Zone, e.Terminating})
+					usable[cluster] = append(usable[cluster], Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating})
 				}
 			}
 		}

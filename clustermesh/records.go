@@ -5,6 +5,7 @@ package clustermesh
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -136,12 +137,60 @@ type Service struct {
 	HasWeight       bool // Weight was set, also to 0 (takes no traffic); unset reads as 1
 	Headless        bool
 	PublishNotReady bool
+	ExternalLocal   bool // externalTrafficPolicy: Local
+	InternalLocal   bool // internalTrafficPolicy: Local
+	Distribution    Distribution
 	Weight          uint16
+	HealthCheckPort uint16 // on every node, with ExternalLocal; 0 = none
 	Affinity        Affinity
 	Failover        []string // cluster names, in order
 	MinHealthy      string   // "", "3" or "30%"
 	SessionAffinity time.Duration
+	Outside         *Outside // nil = no external addresses, which is most services
 	Origin          Origin
+}
+
+// Outside is how clients outside the cluster reach a service, beside its node ports.
+type Outside struct {
+	Addresses    []External
+	SourceRanges []netip.Prefix // who may dial the load balancer addresses; none = everybody
+}
+
+// ExternalKind says where an external address comes from.
+type ExternalKind uint8
+
+const (
+	ExternalIP           ExternalKind = 1 // spec.externalIPs
+	ExternalLoadBalancer ExternalKind = 2 // of the status, that nodes answer for; SourceRanges apply
+)
+
+// External is an address that clients outside the cluster dial.
+type External struct {
+	Address netip.Addr
+	Kind    ExternalKind
+}
+
+// Distribution says which endpoints a client prefers. The source puts it into
+// hints; the word itself is for people, and for sources that give no hints.
+type Distribution uint8
+
+const (
+	DistributionUnset    Distribution = 0
+	DistributionSameZone Distribution = 1 // PreferSameZone, PreferClose
+	DistributionSameNode Distribution = 2 // PreferSameNode
+)
+
+// String is the distribution in words, "" if none was asked for.
+func (d Distribution) String() string {
+	switch d {
+	case DistributionUnset:
+		return ""
+	case DistributionSameZone:
+		return "same-zone"
+	case DistributionSameNode:
+		return "same-node"
+	}
+	return strconv.Itoa(int(d))
 }
 
 // Endpoint is one backend address of a slice.
@@ -152,6 +201,7 @@ type Endpoint struct {
 	Ready       bool
 	Serving     bool
 	Terminating bool
+	Hints       Hints
 }
 
 // SliceName names an endpoint slice.
@@ -208,7 +258,17 @@ type Workload struct {
 	Node            string
 	Owner           string // pod UID
 	Readiness       *Probe
+	HostNetwork     bool // it has its node's addresses and none of its own
+	HostPorts       []HostPort
 	Origin          Origin
+}
+
+// HostPort is a port of the node that leads to a container.
+type HostPort struct {
+	Protocol      Protocol
+	Port          uint16     // of the node
+	Address       netip.Addr // of the node; invalid = all, unspecified = all of its family
+	ContainerPort uint16
 }
 
 // Probe is a readiness probe that an agent runs where no kubelet does.
@@ -227,6 +287,13 @@ type Policy struct {
 	Namespace, Name string
 	JSON            []byte
 	Origin          Origin
+}
+
+// ClusterPolicy is a ClusterNetworkPolicy as JSON. Local only.
+type ClusterPolicy struct {
+	Name   string
+	JSON   []byte
+	Origin Origin
 }
 
 // Peer is what another cluster was admitted for at join. Local only: it is the

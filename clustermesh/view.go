@@ -16,15 +16,16 @@ type View struct {
 	admission Admission
 	scope     Scope
 
-	self       *Cluster
-	nodes      nodeSet
-	services   map[ServiceName]*Service
-	slices     map[ServiceName][]*EndpointSlice // sorted by slice name
-	addresses  addressTable
-	identities identityTable
-	workloads  map[ServiceName]*Workload
-	policies   map[ServiceName]*Policy
-	peers      map[string]*Peer
+	self            *Cluster
+	nodes           nodeSet
+	services        map[ServiceName]*Service
+	slices          map[ServiceName][]*EndpointSlice // sorted by slice name
+	addresses       addressTable
+	identities      identityTable
+	workloads       map[ServiceName]*Workload
+	policies        map[ServiceName]*Policy
+	clusterPolicies map[string]*ClusterPolicy
+	peers           map[string]*Peer
 
 	keys, bytes uint64
 	// refused are keys whose value in the list was not believed: Into keeps
@@ -44,7 +45,8 @@ func NewView(a Admission, scope Scope) *View {
 		nodes:    newNodeSet(),
 		services: map[ServiceName]*Service{}, slices: map[ServiceName][]*EndpointSlice{},
 		addresses: newAddressTable(), identities: newIdentityTable(),
-		workloads: map[ServiceName]*Workload{}, policies: map[ServiceName]*Policy{}, peers: map[string]*Peer{},
+		workloads: map[ServiceName]*Workload{}, policies: map[ServiceName]*Policy{},
+		clusterPolicies: map[string]*ClusterPolicy{}, peers: map[string]*Peer{},
 	}
 }
 
@@ -117,8 +119,11 @@ func (v *View) Peers() iter.Seq[*Peer] { return values(v.peers) }
 // Workloads are all workloads.
 func (v *View) Workloads() iter.Seq[*Workload] { return values(v.workloads) }
 
-// Policies are all policies.
+// Policies are all policies of namespaces.
 func (v *View) Policies() iter.Seq[*Policy] { return values(v.policies) }
+
+// ClusterPolicies are all policies of the whole cluster.
+func (v *View) ClusterPolicies() iter.Seq[*ClusterPolicy] { return values(v.clusterPolicies) }
 
 func values[K comparable, V any](m map[K]V) iter.Seq[V] {
 	return func(yield func(V) bool) {
@@ -159,6 +164,8 @@ func (v *View) Get(k Key) Record {
 		return some(v.workloads[serviceName(k.Name)])
 	case KindPolicy:
 		return some(v.policies[serviceName(k.Name)])
+	case KindClusterPolicy:
+		return some(v.clusterPolicies[k.Name])
 	case KindPeer:
 		return some(v.peers[k.Name])
 	}

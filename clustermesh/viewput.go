@@ -123,6 +123,8 @@ func (v *View) set(r Record) (old, now uint64, had bool) {
 		v.workloads[ServiceName{r.Namespace, r.Name}] = r
 	case *Policy:
 		v.policies[ServiceName{r.Namespace, r.Name}] = r
+	case *ClusterPolicy:
+		v.clusterPolicies[r.Name] = r
 	case *Peer:
 		v.peers[r.Name] = r
 	}
@@ -152,6 +154,8 @@ func (v *View) sizeOf(r Record) (uint64, bool) {
 		old = some(v.workloads[ServiceName{r.Namespace, r.Name}])
 	case *Policy:
 		old = some(v.policies[ServiceName{r.Namespace, r.Name}])
+	case *ClusterPolicy:
+		old = some(v.clusterPolicies[r.Name])
 	case *Peer:
 		old = some(v.peers[r.Name])
 	}
@@ -198,6 +202,8 @@ func (v *View) remove(k Key) {
 		delete(v.workloads, ServiceName{r.Namespace, r.Name})
 	case *Policy:
 		delete(v.policies, ServiceName{r.Namespace, r.Name})
+	case *ClusterPolicy:
+		delete(v.clusterPolicies, r.Name)
 	case *Peer:
 		delete(v.peers, r.Name)
 	}
@@ -231,9 +237,12 @@ func footprint(r Record) uint64 {
 	case *Node:
 		n += 256 + 24*(len(r.UnderlayAddresses)+len(r.TunnelAddresses)) + 32*len(r.PodPrefixes) + len(r.Name)
 	case *Service:
-		n += 192 + 24*len(r.Frontends) + 24*len(r.Ports) + textSize(r.Failover) + len(r.Name.Name)
+		n += 208 + 24*len(r.Frontends) + 24*len(r.Ports) + textSize(r.Failover) + len(r.Name.Name)
+		if r.Outside != nil {
+			n += 48 + 32*(len(r.Outside.Addresses)+len(r.Outside.SourceRanges))
+		}
 	case *EndpointSlice:
-		n += 128 + 48*len(r.Endpoints) + 24*len(r.Ports) + len(r.Name.Slice)
+		n += 128 + 56*len(r.Endpoints) + 24*len(r.Ports) + len(r.Name.Slice)
 	case *Address: // at most: a row packs it
 		return addressFootprint(len(r.Pod)+len(r.Owner), len(r.NamedPorts))
 	case *IdentityRecord: // at most
@@ -243,8 +252,10 @@ func footprint(r Record) uint64 {
 		}
 		return identityFootprint(packed)
 	case *Workload:
-		n += 192 + len(r.Name) + len(r.Owner)
+		n += 192 + len(r.Name) + len(r.Owner) + 32*len(r.HostPorts)
 	case *Policy:
+		n += len(r.JSON) + len(r.Name)
+	case *ClusterPolicy:
 		n += len(r.JSON) + len(r.Name)
 	case *Peer:
 		n += len(r.CABundle) + 32*len(r.PodPrefixes) + textSize(r.MeshAddresses)
@@ -314,7 +325,8 @@ func (v *View) records() iter.Seq[Record] {
 		_ = (v.self == nil || v.scope == ScopeLocal || yield(v.self)) &&
 			each(v.Nodes(), yield) && each(v.Services(), yield) && each(v.AllSlices(), yield) &&
 			eachCopy(v.Identities(), yield) && eachCopy(v.Addresses(), yield) &&
-			each(v.Workloads(), yield) && each(v.Policies(), yield) && each(v.Peers(), yield)
+			each(v.Workloads(), yield) && each(v.Policies(), yield) &&
+			each(v.ClusterPolicies(), yield) && each(v.Peers(), yield)
 	}
 }
 

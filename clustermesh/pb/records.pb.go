@@ -76,6 +76,104 @@ func (Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_records_proto_rawDescGZIP(), []int{0}
 }
 
+type Distribution int32
+
+const (
+	Distribution_DISTRIBUTION_UNSPECIFIED Distribution = 0
+	Distribution_SAME_ZONE                Distribution = 1
+	Distribution_SAME_NODE                Distribution = 2
+)
+
+// Enum value maps for Distribution.
+var (
+	Distribution_name = map[int32]string{
+		0: "DISTRIBUTION_UNSPECIFIED",
+		1: "SAME_ZONE",
+		2: "SAME_NODE",
+	}
+	Distribution_value = map[string]int32{
+		"DISTRIBUTION_UNSPECIFIED": 0,
+		"SAME_ZONE":                1,
+		"SAME_NODE":                2,
+	}
+)
+
+func (x Distribution) Enum() *Distribution {
+	p := new(Distribution)
+	*p = x
+	return p
+}
+
+func (x Distribution) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Distribution) Descriptor() protoreflect.EnumDescriptor {
+	return file_records_proto_enumTypes[1].Descriptor()
+}
+
+func (Distribution) Type() protoreflect.EnumType {
+	return &file_records_proto_enumTypes[1]
+}
+
+func (x Distribution) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Distribution.Descriptor instead.
+func (Distribution) EnumDescriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{1}
+}
+
+type External_Kind int32
+
+const (
+	External_KIND_UNSPECIFIED External_Kind = 0
+	External_EXTERNAL_IP      External_Kind = 1 // spec.externalIPs
+	External_LOAD_BALANCER    External_Kind = 2 // of the status, that nodes answer for (ipMode VIP)
+)
+
+// Enum value maps for External_Kind.
+var (
+	External_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "EXTERNAL_IP",
+		2: "LOAD_BALANCER",
+	}
+	External_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"EXTERNAL_IP":      1,
+		"LOAD_BALANCER":    2,
+	}
+)
+
+func (x External_Kind) Enum() *External_Kind {
+	p := new(External_Kind)
+	*p = x
+	return p
+}
+
+func (x External_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (External_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_records_proto_enumTypes[2].Descriptor()
+}
+
+func (External_Kind) Type() protoreflect.EnumType {
+	return &file_records_proto_enumTypes[2]
+}
+
+func (x External_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use External_Kind.Descriptor instead.
+func (External_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{3, 0}
+}
+
 type Prefix struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -348,6 +446,59 @@ func (x *Node) GetOrigin() int64 {
 	return 0
 }
 
+// An address of a Service that clients outside the cluster dial.
+type External struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Kind          External_Kind          `protobuf:"varint,2,opt,name=kind,proto3,enum=tombolo.v1.External_Kind" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *External) Reset() {
+	*x = External{}
+	mi := &file_records_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *External) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*External) ProtoMessage() {}
+
+func (x *External) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use External.ProtoReflect.Descriptor instead.
+func (*External) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *External) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *External) GetKind() External_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return External_KIND_UNSPECIFIED
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -360,7 +511,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_records_proto_msgTypes[3]
+	mi := &file_records_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +523,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[3]
+	mi := &file_records_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +536,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{3}
+	return file_records_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Port) GetName() string {
@@ -432,13 +583,19 @@ type Service struct {
 	Headless               bool                   `protobuf:"varint,11,opt,name=headless,proto3" json:"headless,omitempty"`
 	PublishNotReady        bool                   `protobuf:"varint,12,opt,name=publish_not_ready,json=publishNotReady,proto3" json:"publish_not_ready,omitempty"`
 	Origin                 int64                  `protobuf:"varint,13,opt,name=origin,proto3" json:"origin,omitempty"`
+	External               []*External            `protobuf:"bytes,14,rep,name=external,proto3" json:"external,omitempty"`                                         // as frontends, for clients outside
+	SourceRanges           []*Prefix              `protobuf:"bytes,15,rep,name=source_ranges,json=sourceRanges,proto3" json:"source_ranges,omitempty"`             // who may dial load balancer addresses; none = everybody
+	ExternalLocal          bool                   `protobuf:"varint,16,opt,name=external_local,json=externalLocal,proto3" json:"external_local,omitempty"`         // externalTrafficPolicy: Local
+	InternalLocal          bool                   `protobuf:"varint,17,opt,name=internal_local,json=internalLocal,proto3" json:"internal_local,omitempty"`         // internalTrafficPolicy: Local
+	Distribution           Distribution           `protobuf:"varint,18,opt,name=distribution,proto3,enum=tombolo.v1.Distribution" json:"distribution,omitempty"`   // which endpoints are preferred
+	HealthCheckPort        uint32                 `protobuf:"varint,19,opt,name=health_check_port,json=healthCheckPort,proto3" json:"health_check_port,omitempty"` // on every node, with external_local; 0 = none
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_records_proto_msgTypes[4]
+	mi := &file_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +607,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[4]
+	mi := &file_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +620,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{4}
+	return file_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Service) GetPorts() []*Port {
@@ -557,6 +714,48 @@ func (x *Service) GetOrigin() int64 {
 	return 0
 }
 
+func (x *Service) GetExternal() []*External {
+	if x != nil {
+		return x.External
+	}
+	return nil
+}
+
+func (x *Service) GetSourceRanges() []*Prefix {
+	if x != nil {
+		return x.SourceRanges
+	}
+	return nil
+}
+
+func (x *Service) GetExternalLocal() bool {
+	if x != nil {
+		return x.ExternalLocal
+	}
+	return false
+}
+
+func (x *Service) GetInternalLocal() bool {
+	if x != nil {
+		return x.InternalLocal
+	}
+	return false
+}
+
+func (x *Service) GetDistribution() Distribution {
+	if x != nil {
+		return x.Distribution
+	}
+	return Distribution_DISTRIBUTION_UNSPECIFIED
+}
+
+func (x *Service) GetHealthCheckPort() uint32 {
+	if x != nil {
+		return x.HealthCheckPort
+	}
+	return 0
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -565,13 +764,15 @@ type Endpoint struct {
 	Ready         bool                   `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
 	Serving       bool                   `protobuf:"varint,5,opt,name=serving,proto3" json:"serving,omitempty"`
 	Terminating   bool                   `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"`
+	ForZones      []string               `protobuf:"bytes,7,rep,name=for_zones,json=forZones,proto3" json:"for_zones,omitempty"`         // hints: whose clients it is meant for; sorted
+	ForNodes      []uint32               `protobuf:"varint,8,rep,packed,name=for_nodes,json=forNodes,proto3" json:"for_nodes,omitempty"` // node numbers; sorted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_records_proto_msgTypes[5]
+	mi := &file_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -583,7 +784,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[5]
+	mi := &file_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -596,7 +797,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{5}
+	return file_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -641,6 +842,20 @@ func (x *Endpoint) GetTerminating() bool {
 	return false
 }
 
+func (x *Endpoint) GetForZones() []string {
+	if x != nil {
+		return x.ForZones
+	}
+	return nil
+}
+
+func (x *Endpoint) GetForNodes() []uint32 {
+	if x != nil {
+		return x.ForNodes
+	}
+	return nil
+}
+
 // export|local/<cluster>/endpointslice/<namespace>/<service>/<slice>
 type EndpointSlice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -653,7 +868,7 @@ type EndpointSlice struct {
 
 func (x *EndpointSlice) Reset() {
 	*x = EndpointSlice{}
-	mi := &file_records_proto_msgTypes[6]
+	mi := &file_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +880,7 @@ func (x *EndpointSlice) String() string {
 func (*EndpointSlice) ProtoMessage() {}
 
 func (x *EndpointSlice) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[6]
+	mi := &file_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +893,7 @@ func (x *EndpointSlice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSlice.ProtoReflect.Descriptor instead.
 func (*EndpointSlice) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{6}
+	return file_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EndpointSlice) GetPorts() []*Port {
@@ -712,7 +927,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_records_proto_msgTypes[7]
+	mi := &file_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +939,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[7]
+	mi := &file_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +952,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{7}
+	return file_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Label) GetKey() string {
@@ -765,7 +980,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_records_proto_msgTypes[8]
+	mi := &file_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +992,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[8]
+	mi := &file_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +1005,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{8}
+	return file_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Identity) GetLabels() []*Label {
@@ -818,7 +1033,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_records_proto_msgTypes[9]
+	mi := &file_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1045,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[9]
+	mi := &file_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1058,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{9}
+	return file_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NamedPort) GetName() string {
@@ -882,7 +1097,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_records_proto_msgTypes[10]
+	mi := &file_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1109,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[10]
+	mi := &file_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1122,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{10}
+	return file_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Address) GetIdentity() uint32 {
@@ -968,7 +1183,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_records_proto_msgTypes[11]
+	mi := &file_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1195,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[11]
+	mi := &file_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1208,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{11}
+	return file_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Probe) GetKind() string {
@@ -1052,6 +1267,75 @@ func (x *Probe) GetInitialDelaySeconds() uint32 {
 	return 0
 }
 
+// A port of the node that leads to a container.
+type HostPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      Protocol               `protobuf:"varint,1,opt,name=protocol,proto3,enum=tombolo.v1.Protocol" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`      // of the node
+	Address       []byte                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // of the node; none = all, 0.0.0.0 or :: = all of the family
+	ContainerPort uint32                 `protobuf:"varint,4,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostPort) Reset() {
+	*x = HostPort{}
+	mi := &file_records_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostPort) ProtoMessage() {}
+
+func (x *HostPort) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
+func (*HostPort) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HostPort) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *HostPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HostPort) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *HostPort) GetContainerPort() uint32 {
+	if x != nil {
+		return x.ContainerPort
+	}
+	return 0
+}
+
 // local/<cluster>/workload/<namespace>/<name> — a pod, for the agent of its node.
 type Workload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1059,13 +1343,15 @@ type Workload struct {
 	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	Readiness     *Probe                 `protobuf:"bytes,3,opt,name=readiness,proto3" json:"readiness,omitempty"`
 	Origin        int64                  `protobuf:"varint,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	HostPorts     []*HostPort            `protobuf:"bytes,5,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	HostNetwork   bool                   `protobuf:"varint,6,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_records_proto_msgTypes[12]
+	mi := &file_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1363,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[12]
+	mi := &file_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1376,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{12}
+	return file_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Workload) GetNode() string {
@@ -1121,6 +1407,20 @@ func (x *Workload) GetOrigin() int64 {
 	return 0
 }
 
+func (x *Workload) GetHostPorts() []*HostPort {
+	if x != nil {
+		return x.HostPorts
+	}
+	return nil
+}
+
+func (x *Workload) GetHostNetwork() bool {
+	if x != nil {
+		return x.HostNetwork
+	}
+	return false
+}
+
 // local/<cluster>/policy/<namespace>/<name> — NetworkPolicy, as its JSON.
 type Policy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1132,7 +1432,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_records_proto_msgTypes[13]
+	mi := &file_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1444,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[13]
+	mi := &file_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1457,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{13}
+	return file_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Policy) GetJson() []byte {
@@ -1168,6 +1468,59 @@ func (x *Policy) GetJson() []byte {
 }
 
 func (x *Policy) GetOrigin() int64 {
+	if x != nil {
+		return x.Origin
+	}
+	return 0
+}
+
+// local/<cluster>/clusterpolicy/<name> — ClusterNetworkPolicy, as its JSON.
+type ClusterPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Json          []byte                 `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
+	Origin        int64                  `protobuf:"varint,2,opt,name=origin,proto3" json:"origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterPolicy) Reset() {
+	*x = ClusterPolicy{}
+	mi := &file_records_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterPolicy) ProtoMessage() {}
+
+func (x *ClusterPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterPolicy.ProtoReflect.Descriptor instead.
+func (*ClusterPolicy) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ClusterPolicy) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+func (x *ClusterPolicy) GetOrigin() int64 {
 	if x != nil {
 		return x.Origin
 	}
@@ -1192,7 +1545,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_records_proto_msgTypes[14]
+	mi := &file_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1557,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[14]
+	mi := &file_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1570,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{14}
+	return file_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Peer) GetName() string {
@@ -1311,12 +1664,19 @@ const file_records_proto_rawDesc = "" +
 	"\x12wireguard_endpoint\x18\x06 \x01(\tR\x11wireguardEndpoint\x12\x18\n" +
 	"\agateway\x18\a \x01(\bR\agateway\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\x12\x16\n" +
-	"\x06origin\x18\t \x01(\x03R\x06origin\"}\n" +
+	"\x06origin\x18\t \x01(\x03R\x06origin\"\x95\x01\n" +
+	"\bExternal\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12-\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x19.tombolo.v1.External.KindR\x04kind\"@\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vEXTERNAL_IP\x10\x01\x12\x11\n" +
+	"\rLOAD_BALANCER\x10\x02\"}\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x14.tombolo.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
-	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xa9\x03\n" +
+	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xcc\x05\n" +
 	"\aService\x12&\n" +
 	"\x05ports\x18\x01 \x03(\v2\x10.tombolo.v1.PortR\x05ports\x12\x1c\n" +
 	"\tfrontends\x18\x02 \x03(\fR\tfrontends\x12\x16\n" +
@@ -1333,14 +1693,22 @@ const file_records_proto_rawDesc = "" +
 	" \x01(\rR\x16sessionAffinitySeconds\x12\x1a\n" +
 	"\bheadless\x18\v \x01(\bR\bheadless\x12*\n" +
 	"\x11publish_not_ready\x18\f \x01(\bR\x0fpublishNotReady\x12\x16\n" +
-	"\x06origin\x18\r \x01(\x03R\x06origin\"\x9e\x01\n" +
+	"\x06origin\x18\r \x01(\x03R\x06origin\x120\n" +
+	"\bexternal\x18\x0e \x03(\v2\x14.tombolo.v1.ExternalR\bexternal\x127\n" +
+	"\rsource_ranges\x18\x0f \x03(\v2\x12.tombolo.v1.PrefixR\fsourceRanges\x12%\n" +
+	"\x0eexternal_local\x18\x10 \x01(\bR\rexternalLocal\x12%\n" +
+	"\x0einternal_local\x18\x11 \x01(\bR\rinternalLocal\x12<\n" +
+	"\fdistribution\x18\x12 \x01(\x0e2\x18.tombolo.v1.DistributionR\fdistribution\x12*\n" +
+	"\x11health_check_port\x18\x13 \x01(\rR\x0fhealthCheckPort\"\xd8\x01\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\rR\x04node\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x14\n" +
 	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x18\n" +
 	"\aserving\x18\x05 \x01(\bR\aserving\x12 \n" +
-	"\vterminating\x18\x06 \x01(\bR\vterminating\"\x83\x01\n" +
+	"\vterminating\x18\x06 \x01(\bR\vterminating\x12\x1b\n" +
+	"\tfor_zones\x18\a \x03(\tR\bforZones\x12\x1b\n" +
+	"\tfor_nodes\x18\b \x03(\rR\bforNodes\"\x83\x01\n" +
 	"\rEndpointSlice\x12&\n" +
 	"\x05ports\x18\x01 \x03(\v2\x10.tombolo.v1.PortR\x05ports\x122\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x14.tombolo.v1.EndpointR\tendpoints\x12\x16\n" +
@@ -1371,13 +1739,24 @@ const file_records_proto_rawDesc = "" +
 	"\x0ftimeout_seconds\x18\x05 \x01(\rR\x0etimeoutSeconds\x12+\n" +
 	"\x11success_threshold\x18\x06 \x01(\rR\x10successThreshold\x12+\n" +
 	"\x11failure_threshold\x18\a \x01(\rR\x10failureThreshold\x122\n" +
-	"\x15initial_delay_seconds\x18\b \x01(\rR\x13initialDelaySeconds\"}\n" +
+	"\x15initial_delay_seconds\x18\b \x01(\rR\x13initialDelaySeconds\"\x91\x01\n" +
+	"\bHostPort\x120\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2\x14.tombolo.v1.ProtocolR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\fR\aaddress\x12%\n" +
+	"\x0econtainer_port\x18\x04 \x01(\rR\rcontainerPort\"\xd5\x01\n" +
 	"\bWorkload\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12/\n" +
 	"\treadiness\x18\x03 \x01(\v2\x11.tombolo.v1.ProbeR\treadiness\x12\x16\n" +
-	"\x06origin\x18\x04 \x01(\x03R\x06origin\"4\n" +
+	"\x06origin\x18\x04 \x01(\x03R\x06origin\x123\n" +
+	"\n" +
+	"host_ports\x18\x05 \x03(\v2\x14.tombolo.v1.HostPortR\thostPorts\x12!\n" +
+	"\fhost_network\x18\x06 \x01(\bR\vhostNetwork\"4\n" +
 	"\x06Policy\x12\x12\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\x12\x16\n" +
+	"\x06origin\x18\x02 \x01(\x03R\x06origin\";\n" +
+	"\rClusterPolicy\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\x12\x16\n" +
 	"\x06origin\x18\x02 \x01(\x03R\x06origin\"\x8d\x02\n" +
 	"\x04Peer\x12\x12\n" +
@@ -1394,7 +1773,11 @@ const file_records_proto_rawDesc = "" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03TCP\x10\x06\x12\a\n" +
 	"\x03UDP\x10\x11\x12\t\n" +
-	"\x04SCTP\x10\x84\x01B3Z1github.com/tombolo-mesh/tombolo/clustermesh/pb;pbb\x06proto3"
+	"\x04SCTP\x10\x84\x01*J\n" +
+	"\fDistribution\x12\x1c\n" +
+	"\x18DISTRIBUTION_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tSAME_ZONE\x10\x01\x12\r\n" +
+	"\tSAME_NODE\x10\x02B3Z1github.com/tombolo-mesh/tombolo/clustermesh/pb;pbb\x06proto3"
 
 var (
 	file_records_proto_rawDescOnce sync.Once
@@ -1408,43 +1791,54 @@ func file_records_proto_rawDescGZIP() []byte {
 	return file_records_proto_rawDescData
 }
 
-var file_records_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_records_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_records_proto_goTypes = []any{
 	(Protocol)(0),         // 0: tombolo.v1.Protocol
-	(*Prefix)(nil),        // 1: tombolo.v1.Prefix
-	(*Cluster)(nil),       // 2: tombolo.v1.Cluster
-	(*Node)(nil),          // 3: tombolo.v1.Node
-	(*Port)(nil),          // 4: tombolo.v1.Port
-	(*Service)(nil),       // 5: tombolo.v1.Service
-	(*Endpoint)(nil),      // 6: tombolo.v1.Endpoint
-	(*EndpointSlice)(nil), // 7: tombolo.v1.EndpointSlice
-	(*Label)(nil),         // 8: tombolo.v1.Label
-	(*Identity)(nil),      // 9: tombolo.v1.Identity
-	(*NamedPort)(nil),     // 10: tombolo.v1.NamedPort
-	(*Address)(nil),       // 11: tombolo.v1.Address
-	(*Probe)(nil),         // 12: tombolo.v1.Probe
-	(*Workload)(nil),      // 13: tombolo.v1.Workload
-	(*Policy)(nil),        // 14: tombolo.v1.Policy
-	(*Peer)(nil),          // 15: tombolo.v1.Peer
+	(Distribution)(0),     // 1: tombolo.v1.Distribution
+	(External_Kind)(0),    // 2: tombolo.v1.External.Kind
+	(*Prefix)(nil),        // 3: tombolo.v1.Prefix
+	(*Cluster)(nil),       // 4: tombolo.v1.Cluster
+	(*Node)(nil),          // 5: tombolo.v1.Node
+	(*External)(nil),      // 6: tombolo.v1.External
+	(*Port)(nil),          // 7: tombolo.v1.Port
+	(*Service)(nil),       // 8: tombolo.v1.Service
+	(*Endpoint)(nil),      // 9: tombolo.v1.Endpoint
+	(*EndpointSlice)(nil), // 10: tombolo.v1.EndpointSlice
+	(*Label)(nil),         // 11: tombolo.v1.Label
+	(*Identity)(nil),      // 12: tombolo.v1.Identity
+	(*NamedPort)(nil),     // 13: tombolo.v1.NamedPort
+	(*Address)(nil),       // 14: tombolo.v1.Address
+	(*Probe)(nil),         // 15: tombolo.v1.Probe
+	(*HostPort)(nil),      // 16: tombolo.v1.HostPort
+	(*Workload)(nil),      // 17: tombolo.v1.Workload
+	(*Policy)(nil),        // 18: tombolo.v1.Policy
+	(*ClusterPolicy)(nil), // 19: tombolo.v1.ClusterPolicy
+	(*Peer)(nil),          // 20: tombolo.v1.Peer
 }
 var file_records_proto_depIdxs = []int32{
-	1,  // 0: tombolo.v1.Cluster.pod_prefixes:type_name -> tombolo.v1.Prefix
-	1,  // 1: tombolo.v1.Node.pod_prefixes:type_name -> tombolo.v1.Prefix
-	0,  // 2: tombolo.v1.Port.protocol:type_name -> tombolo.v1.Protocol
-	4,  // 3: tombolo.v1.Service.ports:type_name -> tombolo.v1.Port
-	4,  // 4: tombolo.v1.EndpointSlice.ports:type_name -> tombolo.v1.Port
-	6,  // 5: tombolo.v1.EndpointSlice.endpoints:type_name -> tombolo.v1.Endpoint
-	8,  // 6: tombolo.v1.Identity.labels:type_name -> tombolo.v1.Label
-	0,  // 7: tombolo.v1.NamedPort.protocol:type_name -> tombolo.v1.Protocol
-	10, // 8: tombolo.v1.Address.named_ports:type_name -> tombolo.v1.NamedPort
-	12, // 9: tombolo.v1.Workload.readiness:type_name -> tombolo.v1.Probe
-	1,  // 10: tombolo.v1.Peer.pod_prefixes:type_name -> tombolo.v1.Prefix
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	3,  // 0: tombolo.v1.Cluster.pod_prefixes:type_name -> tombolo.v1.Prefix
+	3,  // 1: tombolo.v1.Node.pod_prefixes:type_name -> tombolo.v1.Prefix
+	2,  // 2: tombolo.v1.External.kind:type_name -> tombolo.v1.External.Kind
+	0,  // 3: tombolo.v1.Port.protocol:type_name -> tombolo.v1.Protocol
+	7,  // 4: tombolo.v1.Service.ports:type_name -> tombolo.v1.Port
+	6,  // 5: tombolo.v1.Service.external:type_name -> tombolo.v1.External
+	3,  // 6: tombolo.v1.Service.source_ranges:type_name -> tombolo.v1.Prefix
+	1,  // 7: tombolo.v1.Service.distribution:type_name -> tombolo.v1.Distribution
+	7,  // 8: tombolo.v1.EndpointSlice.ports:type_name -> tombolo.v1.Port
+	9,  // 9: tombolo.v1.EndpointSlice.endpoints:type_name -> tombolo.v1.Endpoint
+	11, // 10: tombolo.v1.Identity.labels:type_name -> tombolo.v1.Label
+	0,  // 11: tombolo.v1.NamedPort.protocol:type_name -> tombolo.v1.Protocol
+	13, // 12: tombolo.v1.Address.named_ports:type_name -> tombolo.v1.NamedPort
+	0,  // 13: tombolo.v1.HostPort.protocol:type_name -> tombolo.v1.Protocol
+	15, // 14: tombolo.v1.Workload.readiness:type_name -> tombolo.v1.Probe
+	16, // 15: tombolo.v1.Workload.host_ports:type_name -> tombolo.v1.HostPort
+	3,  // 16: tombolo.v1.Peer.pod_prefixes:type_name -> tombolo.v1.Prefix
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_records_proto_init() }
@@ -1457,8 +1851,8 @@ func file_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_records_proto_rawDesc), len(file_records_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   15,
+			NumEnums:      3,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
