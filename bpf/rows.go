@@ -68,6 +68,18 @@ const (
 	ClassesOut    = uint32(rowsTmbSubjectFlagsTMB_CLASSES_OUT)
 	SubjectClosed = uint32(rowsTmbSubjectFlagsTMB_SUBJECT_CLOSED)
 
+	FlowFromA    = uint32(rowsTmbFlowFlagsTMB_FLOW_FROM_A)
+	FlowAnswered = uint32(rowsTmbFlowFlagsTMB_FLOW_ANSWERED)
+	FlowFinA     = uint32(rowsTmbFlowFlagsTMB_FLOW_FIN_A)
+	FlowFinB     = uint32(rowsTmbFlowFlagsTMB_FLOW_FIN_B)
+	FlowReset    = uint32(rowsTmbFlowFlagsTMB_FLOW_RESET)
+	FlowService  = uint32(rowsTmbFlowFlagsTMB_FLOW_SERVICE)
+	FlowReply    = uint32(rowsTmbFlowFlagsTMB_FLOW_REPLY)
+	FlowToSrc    = uint32(rowsTmbFlowFlagsTMB_FLOW_TO_SRC)
+	FlowToDst    = uint32(rowsTmbFlowFlagsTMB_FLOW_TO_DST)
+	FlowOutside  = uint32(rowsTmbFlowFlagsTMB_FLOW_OUTSIDE)
+	FlowHairpin  = uint32(rowsTmbFlowFlagsTMB_FLOW_HAIRPIN)
+
 	EncryptAll = uint32(rowsTmbConfigFlagsTMB_ENCRYPT_ALL)
 	Masquerade = uint32(rowsTmbConfigFlagsTMB_MASQUERADE)
 

@@ -14,6 +14,7 @@ type Underlay struct {
 	Addresses []netip.Addr
 	OnLink    []netip.Prefix // subnets of the links that carry them
 	MTU       int            // the least of these links
+	Links     []int          // their interface indexes, ascending
 }
 
 // FindUnderlay describes the links that carry want. Without want these are the
@@ -36,8 +37,12 @@ func FindUnderlay(want []netip.Addr, device string) (Underlay, error) {
 		if err != nil {
 			return Underlay{}, fmt.Errorf("list addresses of %s: %w", at.Name, err)
 		}
+		before := len(u.Addresses)
 		for _, a := range list {
 			u.add(a, at.MTU, want)
+		}
+		if len(u.Addresses) > before {
+			u.Links = append(u.Links, at.Index)
 		}
 	}
 	if want != nil {
@@ -50,6 +55,7 @@ func FindUnderlay(want []netip.Addr, device string) (Underlay, error) {
 	} else {
 		slices.SortStableFunc(u.Addresses, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	}
+	slices.Sort(u.Links)
 	if len(u.Addresses) == 0 {
 		return u, fmt.Errorf("this node has no address that others could reach: give one with --underlay")
 	}

@@ -10,9 +10,13 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-mesh/tombolo/bpf"
 )
 
 func main() {
@@ -33,6 +37,8 @@ type options struct {
 	port                              int
 	underlay                          []string
 	metrics, logLevel                 string
+	mapSizes                          []string
+	sizes                             bpf.Sizes // what mapSizes and the memory say
 }
 
 func newCommand() *cobra.Command {
@@ -64,6 +70,11 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if o.node == "" {
 				return fmt.Errorf("--node is not set: give this node's name, as its cluster knows it")
 			}
+			sizes, err := mapSizes(o.mapSizes)
+			if err != nil {
+				return err
+			}
+			o.sizes = sizes
 			stop, err := profile()
 			if err != nil {
 				return err
@@ -80,6 +91,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
 	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")
 	f.StringVar(&o.metrics, "metrics", "", "`ADDR` (host:port) that serves Prometheus metrics; empty = on the socket only")
+	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
 	shared(root, &o)
 	root.AddCommand(newTunnel(), newCleanup())
 	return root
@@ -101,6 +113,21 @@ func logger(level string) (*slog.Logger, error) {
 		return nil, fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// mapSizes are those of this machine's memory, changed by what the user says.
+func mapSizes(wishes []string) (bpf.Sizes, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return bpf.Sizes{}, fmt.Errorf("ask for this machine's memory: %w", err)
+	}
+	sizes := bpf.DefaultSizes(info.Totalram * uint64(info.Unit))
+	for _, w := range wishes {
+		if err := sizes.Set(w); err != nil {
+			return bpf.Sizes{}, fmt.Errorf("--map-size: %w", err)
+		}
+	}
+	return sizes, nil
 }
 
 func parseAddrs(texts []string) ([]netip.Addr, error) {

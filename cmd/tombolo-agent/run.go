@@ -30,6 +30,7 @@ type node struct {
 	underlay linux.Underlay
 	device   *linux.Device
 	objects  *bpf.Objects
+	sweeper  *linux.Sweeper
 	pods     *linux.Pods
 	client   *register.Client
 	api      api
@@ -103,8 +104,12 @@ func (n *node) open() error {
 		UnderlayAddresses: n.underlay.Addresses, WireGuardKey: n.device.PublicKey(),
 		WireGuardEndpoint: net.JoinHostPort(n.underlay.Addresses[0].String(), strconv.Itoa(n.o.port)),
 	})
-	n.objects, err = bpf.Load(bpf.Options{PinDir: n.o.bpffs, CgroupPath: n.o.cgroup, Log: n.log})
-	return err
+	n.objects, err = bpf.Load(bpf.Options{PinDir: n.o.bpffs, CgroupPath: n.o.cgroup, Sizes: n.o.sizes, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.sweeper = linux.NewSweeper(n.objects.Maps, linux.DefaultFlowTimeouts)
+	return nil
 }
 
 func (n *node) close() {
@@ -235,6 +240,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	task("routes", func() error { return linux.WatchRoutes(ctx, func() { a.Notify(agent.TableRoutes) }) })
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
+	task("flows", func() error { return n.sweeper.Run(ctx) })
 	if n.o.metrics != "" {
 		task("metrics", func() error { return serveMetrics(ctx, n.o.metrics, a) })
 	}
@@ -307,6 +313,7 @@ func (n *node) details() map[string]string {
 		"registration": "registered",
 		"cgroup":       n.objects.Features().Cgroup,
 		"no backend":   "connect() fails with " + n.objects.Features().Refusal,
+		"flows":        flowsDetail(n.sweeper.Count()),
 	}
 	if err := n.client.Problem(); err != nil {
 		d["registration"] = "not renewed: " + err.Error()
@@ -315,6 +322,12 @@ func (n *node) details() map[string]string {
 		d["certificate"] = "expires " + leaf.Expires().UTC().Format(time.RFC3339)
 	}
 	return d
+}
+
+// flowsDetail says how full conntrack is: when it is, flows that are alive are
+// pushed out.
+func flowsDetail(c linux.FlowCount) string {
+	return fmt.Sprintf("%d of %d rows in use, %d timed out", c.Rows, c.Size, c.Expired)
 }
 
 func serveMetrics(ctx context.Context, addr string, a *agent.Agent) error {
