@@ -10,3 +10,4 @@ package bpf
 //go:generate compile -no-global-types sockRetval src/sock_retval.c
 //go:generate compile -no-global-types tunnel src/tunnel.c
 //go:generate compile -no-global-types -output-suffix _test pick src/pick_test.c
+//go:generate compile -no-global-types -output-suffix _test maglev src/maglev_test.c

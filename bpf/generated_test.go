@@ -87,7 +87,7 @@ func TestObjectsAgreeOnMaps(t *testing.T) {
 		t.Errorf("%d maps in C, %d in Maps", len(rows.Maps), len(new(Maps).tables(Sizes{})))
 	}
 	for object, spec := range map[string]func() (*ebpf.CollectionSpec, error){
-		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pick": loadPick,
+		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pick": loadPick, "maglev": loadMaglev,
 	} {
 		s, err := spec()
 		if err != nil {
