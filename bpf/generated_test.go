@@ -83,8 +83,14 @@ func TestObjectsAgreeOnMaps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(rows.Maps) != len(new(Maps).tables(Sizes{})) {
-		t.Errorf("%d maps in C, %d in Maps", len(rows.Maps), len(new(Maps).tables(Sizes{})))
+	n := 0
+	for name := range rows.Maps {
+		if !strings.HasPrefix(name, ".") { // what names the types that no map has
+			n++
+		}
+	}
+	if n != len(new(Maps).tables(Sizes{})) {
+		t.Errorf("%d maps in C, %d in Maps", n, len(new(Maps).tables(Sizes{})))
 	}
 	for object, spec := range map[string]func() (*ebpf.CollectionSpec, error){
 		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pick": loadPick, "maglev": loadMaglev,
