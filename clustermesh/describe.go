@@ -199,19 +199,7 @@ func describeEndpoint(e Endpoint) string {
 	if e.Terminating && e.Ready {
 		s += "(ready)"
 	}
-	return s + describeHints(e.Hints)
-}
-
-// describeHints is >zone:eu-1a>node:7.
-func describeHints(h Hints) string {
-	s := ""
-	for _, z := range h.Zones() {
-		s += ">zone:" + escape(z)
-	}
-	for _, n := range h.Nodes() {
-		s += ">node:" + strconv.Itoa(int(n))
-	}
-	return s
+	return s + e.Hints.String()
 }
 
 // describeExternal is the address with its kind in brackets.

@@ -49,6 +49,9 @@ func explain(in MergeInput, own *Service, members []member, p tierPlan, ports []
 
 func explainMember(in MergeInput, m *member, p tierPlan, ports []MergedPort) Why {
 	w := Why{Cluster: m.cluster, ID: m.id, Tier: m.rank, Weight: m.weight, Reason: p.reason(in, m)}
+	if m.cluster == in.Local {
+		w.Reason += m.service.policies()
+	}
 	w.Healthy, w.Total = m.health()
 	if !takes(m.cluster, ports) {
 		w.Tier = -1
@@ -77,6 +80,18 @@ func (p *tierPlan) reason(in MergeInput, m *member) string {
 		return "all clusters are equal, affinity none"
 	}
 	return fmt.Sprintf("one of the rest, affinity %s", p.affinity)
+}
+
+// policies is what the traffic policies of the service change on each node.
+func (r *Service) policies() string {
+	s := ""
+	if r.ExternalLocal {
+		s += "; externalTrafficPolicy Local: what comes from outside is served by the node it reaches, or not at all"
+	}
+	if r.InternalLocal {
+		s += "; internalTrafficPolicy Local: clients inside are served by their own node, or not at all"
+	}
+	return s
 }
 
 // health counts addresses, whatever port and family.

@@ -43,6 +43,18 @@ func (h Hints) text() string {
 	return h.h.Value()
 }
 
+// String is >zone:eu-1a>node:7, "" without hints.
+func (h Hints) String() string {
+	s := ""
+	for _, z := range h.Zones() {
+		s += ">zone:" + escape(z)
+	}
+	for _, n := range h.Nodes() {
+		s += ">node:" + strconv.Itoa(int(n))
+	}
+	return s
+}
+
 // IsZero reports that there are no hints.
 func (h Hints) IsZero() bool { return h == Hints{} }
 

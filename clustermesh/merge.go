@@ -39,6 +39,13 @@ type Merged struct {
 	Headless        bool
 	SessionAffinity time.Duration // 0 = none
 	Affinity        Affinity      // in force: local, remote or none
+	ExternalLocal   bool          // from outside, a node sends only to its own endpoints
+	InternalLocal   bool          // from inside too
+	Distribution    Distribution
+	HealthCheckPort uint16 // with ExternalLocal: where a node says whether it has endpoints; 0 = none
+	// SourceRanges bound who may dial the load balancer addresses; none =
+	// everybody. With ranges of one family alone nobody may dial in the other.
+	SourceRanges []netip.Prefix
 	// Ports, by position of the local Service's ports; IPv4 before IPv6. A
 	// family without frontends has no entry; a port without any backend has an
 	// entry without tiers.
@@ -56,7 +63,13 @@ type MergedPort struct {
 	Port      Port // of the local Service
 	V6        bool
 	Frontends []netip.Addr
-	Tiers     []Tier // at most MaxTiers, none empty
+	External  []External // of the family, as Frontends for clients outside; each address once
+	Tiers     []Tier     // at most MaxTiers, none empty
+	// Local are the endpoints of the client's cluster that can serve, whatever
+	// Tiers holds; only with ExternalLocal or InternalLocal. A node uses those on
+	// it that are not terminating, or, where it has none of these, the terminating
+	// ones: a choice that is its own, as the others' nodes do not count.
+	Local []Backend
 }
 
 // Tier is a set of groups that is tried before the next one. Share is how much
@@ -81,6 +94,7 @@ type Backend struct {
 	Node        uint16 // node number in its cluster
 	Zone        string
 	Terminating bool // serves while it ends, taken because nothing else is left
+	Hints       Hints
 }
 
 // member is one cluster that may serve.
@@ -118,6 +132,10 @@ func Merge(in MergeInput) Merged {
 		return m
 	}
 	m.Found, m.Global, m.Headless, m.SessionAffinity = true, own.Global, own.Headless, own.SessionAffinity
+	m.ExternalLocal, m.InternalLocal, m.Distribution, m.HealthCheckPort = own.ExternalLocal, own.InternalLocal, own.Distribution, own.HealthCheckPort
+	if own.Outside != nil {
+		m.SourceRanges = own.Outside.SourceRanges
+	}
 	plan := planTiers(in, own, &m)
 	members := collect(in, own, ownSlices, plan)
 	frontends := [2][]netip.Addr{family(own.Frontends, false), family(own.Frontends, true)}
@@ -125,7 +143,8 @@ func Merge(in MergeInput) Merged {
 		for i, list := range frontends {
 			if v6 := i == 1; len(list) > 0 {
 				m.Ports = append(m.Ports, MergedPort{
-					Port: p, V6: v6, Frontends: list, Tiers: mergePort(in.Local, members, p, v6, plan.minHealthy),
+					Port: p, V6: v6, Frontends: list, External: own.external(v6),
+					Tiers: mergePort(in.Local, members, p, v6, plan.minHealthy), Local: ownBackends(in.Local, own, members, p, v6),
 				})
 			}
 		}
@@ -272,6 +291,37 @@ func (r *Service) weight() uint16 {
 		return r.Weight
 	}
 	return 1
+}
+
+// external are the external addresses of one family, sorted. One that is there
+// in both kinds is a load balancer's: source ranges hold for it, however often
+// it is named.
+func (r *Service) external(v6 bool) []External {
+	if r.Outside == nil {
+		return nil
+	}
+	var out []External
+	for _, e := range r.Outside.Addresses {
+		if e.Address.Is6() == v6 {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b External) int {
+		return cmp.Or(a.Address.Compare(b.Address), -cmp.Compare(a.Kind, b.Kind))
+	})
+	return slices.CompactFunc(out, func(a, b External) bool { return a.Address == b.Address })
+}
+
+// ownBackends are MergedPort.Local.
+func ownBackends(local string, own *Service, members []member, p Port, v6 bool) []Backend {
+	if !own.ExternalLocal && !own.InternalLocal {
+		return nil
+	}
+	i := slices.IndexFunc(members, func(m member) bool { return m.cluster == local })
+	f := members[i].find(p, v6)
+	list := slices.Concat(f.ready, f.ending)
+	slices.SortFunc(list, func(a, b Backend) int { return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port)) })
+	return list
 }
 
 // family are the addresses of one family, sorted, each once.

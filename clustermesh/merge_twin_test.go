@@ -28,6 +28,7 @@ func TestMergeAgainstTwin(t *testing.T) {
 				s.Affinity = rapid.SampledFrom([]Affinity{"", AffinityLocal, AffinityRemote, AffinityNone}).Draw(rt, "affinity")
 				s.Failover = rapid.SampledFrom([][]string{nil, {"b"}, {"c", "b"}, {"x"}, {"a"}, {"b", "c", "d"}}).Draw(rt, "failover")
 				s.MinHealthy = rapid.SampledFrom([]string{"", "2", "50%", "100%"}).Draw(rt, "min-healthy")
+				s.ExternalLocal, s.InternalLocal = rapid.IntRange(0, 3).Draw(rt, "external local") == 0, rapid.IntRange(0, 3).Draw(rt, "internal local") == 0
 				s.PublishNotReady = rapid.IntRange(0, 5).Draw(rt, "publish") == 0
 				m.put(m.Views[name], s)
 			}
@@ -54,6 +55,9 @@ func drawEndpoints(t *rapid.T, name ServiceName, id ID, slice string) *EndpointS
 	for range rapid.IntRange(0, 4).Draw(t, "endpoints") {
 		n := rapid.Uint32Range(1, 4).Draw(t, "address")
 		e := Endpoint{Address: addr4(10<<24 | uint32(id)<<16 | n), Node: uint16(n), Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving")}
+		if n > 1 {
+			e.Hints = MakeHints([]string{fmt.Sprintf("zone-%d", n)}, nil)
+		}
 		e.Terminating = rapid.IntRange(0, 3).Draw(t, "terminating") == 0
 		if v6 {
 			e.Address = netip.MustParseAddr(fmt.Sprintf("fd00:%d::%d", id, n))
@@ -89,13 +93,13 @@ func checkLimits(t *rapid.T, m Merged) {
 func showAll(ports []MergedPort) string {
 	var b strings.Builder
 	for _, p := range ports {
-		fmt.Fprintf(&b, "%s %v %v\n", describePort(p.Port), p.V6, p.Frontends)
+		fmt.Fprintf(&b, "%s %v %v own %v\n", describePort(p.Port), p.V6, p.Frontends, p.Local)
 		for _, tier := range p.Tiers {
 			fmt.Fprintf(&b, "  tier %d\n", tier.Share)
 			for _, g := range tier.Groups {
 				fmt.Fprintf(&b, "    %s %d *%d", g.Cluster, g.ID, g.Weight)
 				for _, x := range g.Backends {
-					fmt.Fprintf(&b, " %v:%d@%d%v", x.Address, x.Port, x.Node, x.Terminating)
+					fmt.Fprintf(&b, " %v", x)
 				}
 				b.WriteByte('\n')
 			}
@@ -142,9 +146,24 @@ func twinMerge(in MergeInput) []MergedPort {
 	var out []MergedPort
 	for _, p := range own.Ports {
 		v6 := own.Frontends[0].Is6()
-		out = append(out, MergedPort{Port: p, V6: v6, Frontends: own.Frontends, Tiers: twinPort(in, own, order, p, v6)})
+		out = append(out, MergedPort{Port: p, V6: v6, Frontends: own.Frontends, Tiers: twinPort(in, own, order, p, v6), Local: twinLocal(in, own, p, v6)})
 	}
 	return out
+}
+
+// twinLocal are the own cluster's endpoints that can serve.
+func twinLocal(in MergeInput, own *Service, p Port, v6 bool) []Backend {
+	var list []Backend
+	if !own.ExternalLocal && !own.InternalLocal {
+		return nil
+	}
+	for _, e := range twinEndpoints(in, own, in.Local, p, v6) {
+		if e.Terminating && e.Serving || !e.Terminating && (e.Ready || own.PublishNotReady) {
+			list = append(list, Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating, Hints: e.Hints})
+		}
+	}
+	slices.SortFunc(list, func(a, b Backend) int { return a.Address.Compare(b.Address) })
+	return list
 }
 
 // twinEndpoints are a cluster's endpoints of a port by address, the better state of duplicates.
@@ -196,7 +215,7 @@ func twinPort(in MergeInput, own *Service, order [][]string, p Port, v6 bool) []
 					total[cluster]++
 				}
 				if !fallback && ready || fallback && e.Terminating && e.Serving {
-					usable[cluster] = append(usable[cluster], Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating})
+					usable[cluster] = append(usable[cluster], Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating, Hints: e.Hints})
 				}
 			}
 		}

@@ -106,7 +106,7 @@ func (m *member) find(p Port, v6 bool) found {
 }
 
 func (f *found) add(e *located, publishNotReady bool, most int) {
-	b := Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating}
+	b := Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating, Hints: e.Hints}
 	switch {
 	case e.Terminating && e.Serving:
 		f.ending = append(f.ending, b)
@@ -130,7 +130,7 @@ func compareLocated(a, b located) int {
 	}
 	return cmp.Or(cmp.Compare(a.port, b.port),
 		order(a.Terminating, b.Terminating), order(!a.Ready, !b.Ready), order(!a.Serving, !b.Serving),
-		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone))
+		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Hints.text(), b.Hints.text()))
 }
 
 // setShares divides the traffic among tiers by their health, in 1/65535: a tier
