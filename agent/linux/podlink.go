@@ -93,8 +93,9 @@ func (l podLink) ours(link netlink.Link) bool {
 }
 
 // connect makes l real between the node's namespace (nl's, and the file node)
-// and the pod's. It may find a half-made one. ifindex is that of the host side.
-func (l podLink) connect(nl *netlink.Handle, node, pod *os.File) (ifindex int, err error) {
+// and the pod's. It may find a half-made one. ifindex is that of the host side;
+// guard (nil = none) is called with it before the link is set up.
+func (l podLink) connect(nl *netlink.Handle, node, pod *os.File, guard func(ifindex int) error) (ifindex int, err error) {
 	if link, err := nl.LinkByName(l.HostIf); err == nil {
 		// A veth's end in a namespace that is gone is gone too, so this one leads
 		// somewhere; where to is settled most simply by making it anew.
@@ -135,6 +136,11 @@ func (l podLink) connect(nl *netlink.Handle, node, pod *os.File) (ifindex int, e
 	}
 	if err := inNetns(pod, l.setupPod); err != nil {
 		return 0, fmt.Errorf("inside the pod: %w", err)
+	}
+	if guard != nil {
+		if err := guard(link.Attrs().Index); err != nil {
+			return 0, fmt.Errorf("guard %s: %w", l.HostIf, err)
+		}
 	}
 	if err := nl.LinkSetUp(link); err != nil {
 		return 0, fmt.Errorf("set %s up: %w", l.HostIf, err)

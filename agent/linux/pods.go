@@ -26,8 +26,13 @@ type PodsConfig struct {
 	// Changed is called with all connected pods after every change (and once by
 	// Start), one call at a time.
 	Changed func([]agent.LocalPod)
-	Log     *slog.Logger     // nil = discard
-	Now     func() time.Time // nil = time.Now
+	// Guard puts the program on a pod's link (the host side's index) that judges
+	// what the pod sends and gets. It is called before the link is set up, and by
+	// Start for the links that are there; a pod whose link cannot be guarded is not
+	// connected. nil = none.
+	Guard func(ifindex int) error
+	Log   *slog.Logger     // nil = discard
+	Now   func() time.Time // nil = time.Now
 }
 
 // NodeNetwork is what a node must know of itself before it can connect pods. It
@@ -217,7 +222,7 @@ func (p *Pods) Add(ctx context.Context, r agent.PodRequest) (agent.PodResult, er
 	link := p.link(rec)
 	index, connected := p.index[rec.UID]
 	if !connected || link.check(p.nl, ns) != nil {
-		made, err := link.connect(p.nl, p.node, ns)
+		made, err := link.connect(p.nl, p.node, ns, p.cfg.Guard)
 		if err != nil {
 			// The record stays: the next try gets the same addresses.
 			delete(p.index, rec.UID)
@@ -367,11 +372,22 @@ func (p *Pods) List(ctx context.Context) ([]agent.LocalPod, error) {
 	return p.local(), nil
 }
 
-// Start tells Changed what there is, and says so again on every change.
-func (p *Pods) Start() {
+// Start guards the links of the pods that are connected, tells Changed what there
+// is, and says so again on every change. A link that cannot be guarded is an
+// error, after all others were tried: what guarded it before still does.
+func (p *Pods) Start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	var errs []error
+	if p.cfg.Guard != nil {
+		for uid, index := range p.index {
+			if err := p.cfg.Guard(int(index)); err != nil {
+				errs = append(errs, fmt.Errorf("guard the link of pod %s: %w", uid, err))
+			}
+		}
+	}
 	p.announce()
+	return errors.Join(errs...)
 }
 
 func (p *Pods) local() []agent.LocalPod {

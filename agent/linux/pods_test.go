@@ -2,6 +2,8 @@ package linux
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -337,5 +339,51 @@ func TestPodRefusals(t *testing.T) {
 		if _, err := p.Add(ctx, r); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q", r, err, c.want)
 		}
+	}
+}
+
+// A pod's link is guarded before it is set up, again by Start after a restart,
+// and one that cannot be guarded is not there.
+func TestPodGuard(t *testing.T) {
+	ctx := context.Background()
+	node, pod := newNS(t), newNS(t)
+	dir := t.TempDir()
+	p := openPods(t, node, dir, nil)
+	var guarded []int
+	refuse := errors.New("no program")
+	p.cfg.Guard = func(ifindex int) error {
+		link, err := p.nl.LinkByIndex(ifindex)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().Flags&net.FlagUp != 0 {
+			t.Error("the link was up before it was guarded")
+		}
+		return refuse
+	}
+	if _, err := p.Add(ctx, request(pod, "uid-a", "c1")); !errors.Is(err, refuse) {
+		t.Fatalf("a pod without a guard was connected: %v", err)
+	}
+	if _, err := p.nl.LinkByName(hostIfName("uid-a")); !isLinkNotFound(err) {
+		t.Errorf("its link is still there: %v", err)
+	}
+	p.cfg.Guard = func(ifindex int) error { guarded = append(guarded, ifindex); return nil }
+	if _, err := p.Add(ctx, request(pod, "uid-a", "c1")); err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+
+	again := openPods(t, node, dir, nil)
+	defer again.Close()
+	again.cfg.Guard = func(ifindex int) error { guarded = append(guarded, ifindex); return nil }
+	if err := again.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if len(guarded) != 2 || guarded[0] != guarded[1] {
+		t.Errorf("guarded %v: want the link once by ADD and once by Start", guarded)
+	}
+	again.cfg.Guard = func(int) error { return refuse }
+	if err := again.Start(); !errors.Is(err, refuse) {
+		t.Errorf("Start says %v", err)
 	}
 }

@@ -233,7 +233,9 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	}
 	n.tunnel() // before the first tables are written, if the device is there
 	task("agent", func() error { return a.Run(ctx) })
-	n.pods.Start()
+	if err := n.pods.Start(); err != nil {
+		n.log.Error("a pod keeps the program that it had", "err", err)
+	}
 	n.api.set(a.Handler())
 	task("tunnel device", func() error { n.watchTunnel(ctx); return nil })
 	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
