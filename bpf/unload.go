@@ -28,7 +28,7 @@ func Unload(pinDir string) error {
 	}
 	defer lock.Close()
 
-	errs := []error{removeClsact()}
+	errs := []error{removeClsact("")}
 	if checkBPFFS(pinDir) != nil {
 		return errors.Join(errs...) // its bpffs was unmounted, and so the pins are gone
 	}
