@@ -75,7 +75,7 @@ func TestConfigMistakes(t *testing.T) {
 		{agent.Config{}, agent.NewFakes(), "Connector"},
 		{agent.Config{Connector: mesh}, agent.NewFakes(), "Cluster"},
 		{agent.Config{Connector: mesh, Cluster: "a", Node: "n", ClusterID: 4096}, agent.NewFakes(), "1–4095"},
-		{agent.Config{Connector: mesh, Cluster: "a", Node: "n", ClusterID: 1}, agent.Tables{}, "Peers is missing"},
+		{agent.Config{Connector: mesh, Cluster: "a", Node: "n", ClusterID: 1}, agent.Tables{}, "Config is missing"},
 	} {
 		if _, err := agent.New(c.cfg, c.tables); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want something about %s", err, c.want)

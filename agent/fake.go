@@ -28,13 +28,21 @@ func NewFake[K comparable, V any](name string, size int) *Fake[K, V] {
 // NewFakes makes a set of tables without a limit.
 func NewFakes() Tables {
 	return Tables{
+		Config:        NewFake[ConfigKey, ConfigRow](TableConfig, 0),
 		Peers:         NewFake[PeerKey, PeerRow](TablePeers, 0),
 		Routes:        NewFake[RouteKey, RouteRow](TableRoutes, 0),
+		Policy:        NewFake[PolicyKey, PolicyRow](TablePolicy, 0),
 		IPPrefixes:    NewFake[Prefix, IPCacheRow](TableIPPrefixes, 0),
 		IPs:           NewFake[Addr, IPCacheRow](TableIPs, 0),
+		ClassPrefixes: NewFake[Prefix, ClassRow](TableClassPrefixes, 0),
+		Classes:       NewFake[Addr, ClassRow](TableClasses, 0),
+		Subjects:      NewFake[SubjectKey, SubjectRow](TableSubjects, 0),
 		Endpoints:     NewFake[Addr, EndpointRow](TableEndpoints, 0),
+		SourceRanges:  NewFake[RangeKey, RangeRow](TableSourceRanges, 0),
+		Maglev:        NewFake[MaglevKey, MaglevRow](TableMaglev, 0),
 		Slots:         NewFake[SlotKey, SlotRow](TableSlots, 0),
 		Services:      NewFake[ServiceKey, ServiceRow](TableServices, 0),
+		Epoch:         &FakeEpoch{},
 		NodeHealth:    NewFake[NodeKey, HealthRow](TableNodeHealth, 0),
 		ClusterHealth: NewFake[ClusterKey, HealthRow](TableClusterHealth, 0),
 	}
@@ -137,4 +145,38 @@ func (f *Fake[K, V]) OnChange(hook func(k K, v *V)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.changed = hook
+}
+
+// FakeEpoch is an epoch in memory. It fails as its hook says.
+type FakeEpoch struct {
+	mu   sync.Mutex
+	n    uint32
+	hook func() error
+}
+
+// Next counts up, unless the hook has an error.
+func (e *FakeEpoch) Next() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.hook != nil {
+		if err := e.hook(); err != nil {
+			return err
+		}
+	}
+	e.n++
+	return nil
+}
+
+// Now is the present number.
+func (e *FakeEpoch) Now() uint32 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.n
+}
+
+// OnNext calls hook before every count from now on; its error is the answer.
+func (e *FakeEpoch) OnNext(hook func() error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hook = hook
 }

@@ -360,7 +360,7 @@ func (s *State) SetPods(pods []LocalPod) {
 	}
 	for a := range before {
 		if _, still := s.podAddrs[a]; !still {
-			s.t.endpoints.Delete(MakeAddr(a))
+			s.t.deleteEndpoint(MakeAddr(a))
 		}
 	}
 	if len(again) > 0 {
@@ -372,5 +372,5 @@ func (s *State) SetPods(pods []LocalPod) {
 
 // endpointRow wants a pod of this node delivered.
 func (s *State) endpointRow(a netip.Addr, p LocalPod, identity uint32) {
-	s.t.endpoints.Set(MakeAddr(a), EndpointRow{IfIndex: p.IfIndex, PodMAC: p.PodMAC, HostMAC: p.HostMAC, Identity: identity})
+	s.t.setEndpoint(MakeAddr(a), EndpointRow{IfIndex: p.IfIndex, PodMAC: p.PodMAC, HostMAC: p.HostMAC, Identity: identity})
 }

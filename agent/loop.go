@@ -101,7 +101,7 @@ func (a *Agent) retryTimes() []time.Time {
 	for _, d := range a.state.t.all() {
 		out = append(out, d.RetryAt())
 	}
-	return out
+	return append(out, a.state.t.epoch.retryAt)
 }
 
 func (a *Agent) viewOf(n viewName) (*clustermesh.View, clustermesh.ID) {

@@ -147,6 +147,16 @@ type EndpointRow struct {
 	Closed   bool   // nothing passes but what its own host sends
 }
 
+// RangeKey is a range of sources that may reach a service from outside. It
+// counts for services with ServiceRanges; the longest match decides.
+type RangeKey struct {
+	Service uint64
+	Prefix  Prefix
+}
+
+// RangeRow says whether they may.
+type RangeRow struct{ Allow bool }
+
 // PeerKey is a WireGuard public key.
 type PeerKey [32]byte
 
@@ -161,10 +171,11 @@ type PeerRow struct {
 type RouteKind uint8
 
 const (
-	RouteBlackhole RouteKind = iota + 1 // worst metric; enters first, leaves last
-	RouteTunnel                         // through the WireGuard device
-	RouteDirect                         // by a node address on the same L2
-	RoutePod                            // a local pod's veth
+	RouteBlackhole   RouteKind = iota + 1 // worst metric; enters first, leaves last
+	RouteTunnel                           // through the WireGuard device
+	RouteDirect                           // by a node address on the same L2
+	RoutePod                              // a local pod's veth
+	RouteUnreachable                      // a pod prefix of this node: what no pod has is answered at once
 )
 
 // RouteKey is one route of ours (ownership mark: our route protocol number).
@@ -182,15 +193,25 @@ type RouteRow struct {
 }
 
 // Tables are all edges of an agent. References enter first and leave last, in
-// the order of the fields: peers, routes, ipcache, endpoints, slots, services.
+// the order of the fields.
 type Tables struct {
-	Peers      Table[PeerKey, PeerRow]
-	Routes     Table[RouteKey, RouteRow]
-	IPPrefixes Table[Prefix, IPCacheRow] // real prefixes (LPM)
-	IPs        Table[Addr, IPCacheRow]   // single addresses (hash)
-	Endpoints  Table[Addr, EndpointRow]
-	Slots      Table[SlotKey, SlotRow]
-	Services   Table[ServiceKey, ServiceRow]
+	Config        Table[ConfigKey, ConfigRow]
+	Peers         Table[PeerKey, PeerRow]
+	Routes        Table[RouteKey, RouteRow]
+	Policy        Table[PolicyKey, PolicyRow]
+	IPPrefixes    Table[Prefix, IPCacheRow] // real prefixes (LPM)
+	IPs           Table[Addr, IPCacheRow]   // single addresses (hash)
+	ClassPrefixes Table[Prefix, ClassRow]   // as IPPrefixes
+	Classes       Table[Addr, ClassRow]
+	Subjects      Table[SubjectKey, SubjectRow]
+	Endpoints     Table[Addr, EndpointRow]
+	SourceRanges  Table[RangeKey, RangeRow]
+	Maglev        Table[MaglevKey, MaglevRow]
+	Slots         Table[SlotKey, SlotRow]
+	Services      Table[ServiceKey, ServiceRow]
+
+	// Epoch is counted up after rows that verdicts depend on have changed.
+	Epoch Epoch
 
 	// Health rows do not queue behind merges: the health loop writes them.
 	NodeHealth    Table[NodeKey, HealthRow]

@@ -123,8 +123,11 @@ func (s *State) byID(id clustermesh.ID) *clusterState {
 // nobody wants may be swept: see NewDelta. A cluster that is no peer (any more)
 // is known once the own cluster has said who the peers are.
 func (s *State) known(id clustermesh.ID) bool {
-	if id == ownerNode {
+	switch id {
+	case ownerNode:
 		return s.podsSet
+	case ownerPolicy:
+		return s.podsSet && s.clusters[s.own].synced()
 	}
 	if c := s.byID(id); c != nil {
 		return c.synced()

@@ -10,19 +10,35 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
-// ownerNode is the owner of rows that belong to this node alone (its pods):
-// they are known once SetPods was called.
-const ownerNode clustermesh.ID = 0
+// Owners of rows that no cluster has said, see State.known.
+const (
+	// ownerNode has what belongs to this node alone (its pods): known once
+	// SetPods was called.
+	ownerNode clustermesh.ID = 0
+	// ownerPolicy has what follows from policies and the pods of this node: known
+	// once both are and the rows are computed.
+	ownerPolicy clustermesh.ID = clustermesh.MaxID + 1
+)
 
 // tableSet is all tables that hold what the clusters say, with their deltas.
 type tableSet struct {
-	peers      *Delta[PeerKey, PeerRow]
-	routes     *Delta[RouteKey, RouteRow]
-	ipPrefixes *Delta[Prefix, IPCacheRow]
-	ips        *Delta[Addr, IPCacheRow]
-	endpoints  *Delta[Addr, EndpointRow]
-	slots      *Delta[SlotKey, SlotRow]
-	services   *Delta[ServiceKey, ServiceRow]
+	config        *Delta[ConfigKey, ConfigRow]
+	peers         *Delta[PeerKey, PeerRow]
+	routes        *Delta[RouteKey, RouteRow]
+	policy        *Delta[PolicyKey, PolicyRow]
+	ipPrefixes    *Delta[Prefix, IPCacheRow]
+	ips           *Delta[Addr, IPCacheRow]
+	classPrefixes *Delta[Prefix, ClassRow]
+	classes       *Delta[Addr, ClassRow]
+	subjects      *Delta[SubjectKey, SubjectRow]
+	endpoints     *Delta[Addr, EndpointRow]
+	sourceRanges  *Delta[RangeKey, RangeRow]
+	slots         *Delta[SlotKey, SlotRow]
+	maglev        *Delta[MaglevKey, MaglevRow]
+	services      *Delta[ServiceKey, ServiceRow]
+
+	wishes wishes
+	epoch  epochTrack
 }
 
 // anyDelta is what can be done with a delta without knowing its rows.
@@ -58,54 +74,88 @@ func newTableSet(t Tables, own clustermesh.ID, byPrefix func(netip.Prefix) clust
 		}
 		return byPrefix(p)
 	}
-	return &tableSet{
-		peers: NewDelta(TablePeers, t.Peers, func(_ PeerKey, v PeerRow) clustermesh.ID {
-			for p := range allowedPrefixes(v) {
-				return byPrefix(p)
-			}
-			return own
-		}, known),
-		routes: NewDelta(TableRoutes, t.Routes, func(k RouteKey, _ RouteRow) clustermesh.ID {
-			if k.Kind == RoutePod {
-				return ownerNode
-			}
-			return byPrefix(k.Prefix.Netip())
-		}, known),
-		ipPrefixes: NewDelta(TableIPPrefixes, t.IPPrefixes, func(k Prefix, v IPCacheRow) clustermesh.ID {
-			return ofIP(v, k.Netip())
-		}, known),
-		ips: NewDelta(TableIPs, t.IPs, func(k Addr, v IPCacheRow) clustermesh.ID {
-			return ofIP(v, single(k))
-		}, known),
-		endpoints: NewDelta(TableEndpoints, t.Endpoints, func(Addr, EndpointRow) clustermesh.ID { return ownerNode }, known),
-		slots: NewDelta(TableSlots, t.Slots, func(k SlotKey, _ SlotRow) clustermesh.ID {
-			return clustermesh.ID(k.Cluster)
-		}, known),
-		services: NewDelta(TableServices, t.Services, func(ServiceKey, ServiceRow) clustermesh.ID { return own }, known),
-	}
+	s := &tableSet{epoch: epochTrack{epoch: t.Epoch, due: true}, wishes: newWishes()}
+	s.config = NewDelta(TableConfig, t.Config, func(ConfigKey, ConfigRow) clustermesh.ID { return own }, known)
+	s.peers = NewDelta(TablePeers, t.Peers, func(_ PeerKey, v PeerRow) clustermesh.ID {
+		for p := range allowedPrefixes(v) {
+			return byPrefix(p)
+		}
+		return own
+	}, known)
+	s.routes = NewDelta(TableRoutes, t.Routes, func(k RouteKey, _ RouteRow) clustermesh.ID {
+		if k.Kind == RoutePod {
+			return ownerNode
+		}
+		return byPrefix(k.Prefix.Netip())
+	}, known)
+	s.policy = NewDelta(TablePolicy, t.Policy, func(k PolicyKey, _ PolicyRow) clustermesh.ID {
+		if _, wanted := s.wishes.subjects[k.Subject]; !wanted || k.Peer == PeerAny || k.Peer.Class() || !known(ownerPolicy) {
+			return ownerPolicy
+		}
+		return clustermesh.Identity(k.Peer).Cluster()
+	}, known)
+	s.ipPrefixes = NewDelta(TableIPPrefixes, t.IPPrefixes, func(k Prefix, v IPCacheRow) clustermesh.ID {
+		return ofIP(v, k.Netip())
+	}, known)
+	s.ips = NewDelta(TableIPs, t.IPs, func(k Addr, v IPCacheRow) clustermesh.ID {
+		return ofIP(v, single(k))
+	}, known)
+	s.classPrefixes = NewDelta(TableClassPrefixes, t.ClassPrefixes, func(Prefix, ClassRow) clustermesh.ID { return ownerPolicy }, known)
+	s.classes = NewDelta(TableClasses, t.Classes, func(k Addr, _ ClassRow) clustermesh.ID {
+		if !known(ownerPolicy) {
+			return ownerPolicy
+		}
+		return byPrefix(single(k)) // its named ports are for its cluster to say
+	}, known)
+	s.subjects = NewDelta(TableSubjects, t.Subjects, func(SubjectKey, SubjectRow) clustermesh.ID { return ownerPolicy }, known)
+	s.endpoints = NewDelta(TableEndpoints, t.Endpoints, func(Addr, EndpointRow) clustermesh.ID { return ownerNode }, known)
+	s.sourceRanges = NewDelta(TableSourceRanges, t.SourceRanges, func(RangeKey, RangeRow) clustermesh.ID { return own }, known)
+	s.slots = NewDelta(TableSlots, t.Slots, func(k SlotKey, _ SlotRow) clustermesh.ID {
+		return clustermesh.ID(k.Cluster)
+	}, known)
+	s.maglev = NewDelta(TableMaglev, t.Maglev, func(MaglevKey, MaglevRow) clustermesh.ID { return own }, known)
+	s.services = NewDelta(TableServices, t.Services, func(ServiceKey, ServiceRow) clustermesh.ID { return own }, known)
+	return s
 }
 
 // all are the deltas in the order in which references enter.
 func (t *tableSet) all() []anyDelta {
-	return []anyDelta{t.peers, t.routes, t.ipPrefixes, t.ips, t.endpoints, t.slots, t.services}
+	return []anyDelta{
+		t.config, t.peers, t.routes, t.policy, t.ipPrefixes, t.ips, t.classPrefixes, t.classes,
+		t.subjects, t.endpoints, t.sourceRanges, t.slots, t.maglev, t.services,
+	}
 }
 
 // dump is a table as text: the rows that are wanted or, with actual, those the
 // kernel is known to hold.
 func (t *tableSet) dump(name string, actual bool) (string, bool) {
 	switch name {
+	case TableConfig:
+		return dumpDelta(t.config, ConfigText, actual), true
 	case TablePeers:
 		return dumpDelta(t.peers, PeerText, actual), true
 	case TableRoutes:
 		return dumpDelta(t.routes, RouteText, actual), true
+	case TablePolicy:
+		return dumpDelta(t.policy, PolicyText, actual), true
 	case TableIPPrefixes:
 		return dumpDelta(t.ipPrefixes, IPPrefixText, actual), true
 	case TableIPs:
 		return dumpDelta(t.ips, IPText, actual), true
+	case TableClassPrefixes:
+		return dumpDelta(t.classPrefixes, ClassPrefixText, actual), true
+	case TableClasses:
+		return dumpDelta(t.classes, ClassText, actual), true
+	case TableSubjects:
+		return dumpDelta(t.subjects, SubjectText, actual), true
 	case TableEndpoints:
 		return dumpDelta(t.endpoints, EndpointText, actual), true
+	case TableSourceRanges:
+		return dumpDelta(t.sourceRanges, RangeText, actual), true
 	case TableSlots:
 		return dumpDelta(t.slots, SlotText, actual), true
+	case TableMaglev:
+		return dumpDelta(t.maglev, MaglevText, actual), true
 	case TableServices:
 		return dumpDelta(t.services, ServiceText, actual), true
 	}
@@ -186,148 +236,6 @@ func (s *prefixSet) covers(p netip.Prefix) bool {
 	return false
 }
 
-// flush writes what differs, at most budget rows of each table, and reports
-// whether rows are left that could be written now. The order is the contract:
-// no reference to something absent is ever in the kernel. Within one call it is
-//
-//	rows whose meaning changed leave
-//	in:  blackholes, peers, routes, ipcache, endpoints, slots, services
-//	out: services, slots, endpoints, ipcache, routes, peers, blackholes
-//
-// and a row whose reference did not make it (the kernel refused it, or the
-// budget ended) waits for it, alone.
-func (t *tableSet) flush(budget int) (more bool) {
-	t.ips.FlushDrops()
-	t.ipPrefixes.FlushDrops()
-
-	blackhole := func(k RouteKey, _ RouteRow) bool { return k.Kind == RouteBlackhole }
-	full := false
-	count := func(n int) { full = full || n >= budget }
-
-	count(t.routes.FlushPuts(budget, blackhole))
-	count(t.peers.FlushPuts(budget, nil))
-	count(t.routes.FlushPuts(budget, t.guarded()))
-	unreachable := t.pendingPaths()
-	count(t.ipPrefixes.FlushPuts(budget, func(k Prefix, _ IPCacheRow) bool { return !unreachable.covers(k.Netip()) }))
-	count(t.ips.FlushPuts(budget, func(k Addr, _ IPCacheRow) bool { return !unreachable.covers(single(k)) }))
-	count(t.endpoints.FlushPuts(budget, nil))
-	count(t.slots.FlushPuts(budget, nil))
-	count(t.services.FlushPuts(budget, t.withSlots()))
-
-	count(t.services.FlushDeletes(budget, nil))
-	count(t.slots.FlushDeletes(budget, t.unreferenced()))
-	count(t.endpoints.FlushDeletes(budget, nil))
-	count(t.ips.FlushDeletes(budget, nil))
-	count(t.ipPrefixes.FlushDeletes(budget, nil))
-	if pendingDeletes(t.ips) == 0 && pendingDeletes(t.ipPrefixes) == 0 {
-		count(t.routes.FlushDeletes(budget, func(k RouteKey, v RouteRow) bool { return !blackhole(k, v) }))
-		count(t.peers.FlushDeletes(budget, nil))
-		count(t.routes.FlushDeletes(budget, t.coversNothing()))
-	}
-	return full
-}
-
-// guarded tells which routes may enter: not those into the tunnel whose
-// blackhole did not make it.
-func (t *tableSet) guarded() func(RouteKey, RouteRow) bool {
-	missing := map[Prefix]struct{}{}
-	for k, rows := range t.routes.pending() {
-		if k.Kind == RouteBlackhole && rows[1] != nil {
-			missing[k.Prefix] = struct{}{}
-		}
-	}
-	return func(k RouteKey, _ RouteRow) bool {
-		_, open := missing[k.Prefix]
-		return k.Kind != RouteTunnel || !open
-	}
-}
-
-// pendingPaths are the prefixes whose peer or route is not in the kernel yet.
-func (t *tableSet) pendingPaths() *prefixSet {
-	var s prefixSet
-	for _, rows := range t.peers.pending() {
-		if rows[1] != nil {
-			for p := range allowedPrefixes(*rows[1]) {
-				s.add(p)
-			}
-		}
-	}
-	for k, rows := range t.routes.pending() {
-		if rows[1] != nil && k.Kind != RoutePod {
-			s.add(k.Prefix.Netip())
-		}
-	}
-	return &s
-}
-
-// withSlots tells which service rows have all their slots in the kernel.
-func (t *tableSet) withSlots() func(ServiceKey, ServiceRow) bool {
-	if t.slots.Pending() == 0 {
-		return nil
-	}
-	waiting := map[uint64]struct{}{}
-	for k, rows := range t.slots.pending() {
-		if rows[1] != nil {
-			waiting[k.Service] = struct{}{}
-		}
-	}
-	return func(_ ServiceKey, v ServiceRow) bool {
-		_, wait := waiting[v.ID]
-		return !wait
-	}
-}
-
-// unreferenced tells which slots no service row in the kernel may still name.
-func (t *tableSet) unreferenced() func(SlotKey, SlotRow) bool {
-	if t.services.Pending()+t.services.Held() == 0 {
-		return nil
-	}
-	named := map[uint64]struct{}{}
-	for _, rows := range t.services.pending() {
-		for _, row := range rows {
-			if row != nil {
-				named[row.ID] = struct{}{}
-			}
-		}
-	}
-	for _, row := range t.services.HeldRows() {
-		named[row.ID] = struct{}{}
-	}
-	return func(k SlotKey, _ SlotRow) bool {
-		_, is := named[k.Service]
-		return !is
-	}
-}
-
-// coversNothing tells which blackholes guard no route that is still to leave.
-func (t *tableSet) coversNothing() func(RouteKey, RouteRow) bool {
-	leaving := map[Prefix]struct{}{}
-	for k, rows := range t.routes.pending() {
-		if rows[1] == nil && k.Kind != RouteBlackhole {
-			leaving[k.Prefix] = struct{}{}
-		}
-	}
-	return func(k RouteKey, _ RouteRow) bool {
-		for p := range leaving {
-			if k.Prefix.Netip().Overlaps(p.Netip()) {
-				return false
-			}
-		}
-		return true
-	}
-}
-
-// pendingDeletes counts rows that are to leave and have not.
-func pendingDeletes[K comparable, V comparable](d *Delta[K, V]) int {
-	n := len(d.leaving)
-	for k := range d.stuck {
-		if _, wanted := d.wanted[k]; !wanted {
-			n++
-		}
-	}
-	return n
-}
-
 // problems are the tables that refuse rows.
 func (t *tableSet) problems() []clustermesh.Problem {
 	var out []clustermesh.Problem
@@ -336,7 +244,7 @@ func (t *tableSet) problems() []clustermesh.Problem {
 			out = append(out, tableProblem(d.name(), d.Stuck(), d.Len(), err))
 		}
 	}
-	return out
+	return append(out, t.policyProblems()...)
 }
 
 func tableProblem(name string, stuck, wanted int, err error) clustermesh.Problem {

@@ -11,11 +11,18 @@ import (
 
 // Names of the tables, in the order in which references enter.
 const (
+	TableConfig        = "config"
 	TablePeers         = "peers"
 	TableRoutes        = "routes"
+	TablePolicy        = "policy"
 	TableIPPrefixes    = "ipprefixes"
 	TableIPs           = "ips"
+	TableClassPrefixes = "class_prefixes"
+	TableClasses       = "classes"
+	TableSubjects      = "subjects"
 	TableEndpoints     = "endpoints"
+	TableSourceRanges  = "source_ranges"
+	TableMaglev        = "maglev"
 	TableSlots         = "slots"
 	TableServices      = "services"
 	TableNodeHealth    = "node_health"
@@ -24,7 +31,10 @@ const (
 
 // TableNames lists all tables in the order in which references enter.
 func TableNames() []string {
-	return []string{TablePeers, TableRoutes, TableIPPrefixes, TableIPs, TableEndpoints, TableSlots, TableServices, TableNodeHealth, TableClusterHealth}
+	return []string{
+		TableConfig, TablePeers, TableRoutes, TablePolicy, TableIPPrefixes, TableIPs, TableClassPrefixes, TableClasses,
+		TableSubjects, TableEndpoints, TableSourceRanges, TableSlots, TableMaglev, TableServices, TableNodeHealth, TableClusterHealth,
+	}
 }
 
 // Text is how a table's rows are written as lines and read back: one row a
@@ -73,11 +83,18 @@ func (t Text[K, V]) Read(text string) (map[K]V, error) {
 
 // The texts of all tables.
 var (
+	ConfigText        = Text[ConfigKey, ConfigRow]{formatConfig, parseConfig, func(a, b ConfigKey) int { return 0 }}
 	PeerText          = Text[PeerKey, PeerRow]{formatPeer, parsePeer, func(a, b PeerKey) int { return bytes.Compare(a[:], b[:]) }}
 	RouteText         = Text[RouteKey, RouteRow]{formatRoute, parseRoute, compareRoutes}
+	PolicyText        = Text[PolicyKey, PolicyRow]{formatPolicy, parsePolicy, comparePolicy}
 	IPPrefixText      = Text[Prefix, IPCacheRow]{formatIPPrefix, parseIPPrefix, comparePrefixes}
 	IPText            = Text[Addr, IPCacheRow]{formatIP, parseIP, compareAddrs}
+	ClassPrefixText   = Text[Prefix, ClassRow]{formatClassPrefix, parseClassPrefix, comparePrefixes}
+	ClassText         = Text[Addr, ClassRow]{formatClass, parseClass, compareAddrs}
+	SubjectText       = Text[SubjectKey, SubjectRow]{formatSubject, parseSubject, func(a, b SubjectKey) int { return cmp.Compare(a, b) }}
 	EndpointText      = Text[Addr, EndpointRow]{formatEndpoint, parseEndpoint, compareAddrs}
+	RangeText         = Text[RangeKey, RangeRow]{formatRange, parseRange, compareRanges}
+	MaglevText        = Text[MaglevKey, MaglevRow]{formatMaglev, parseMaglev, compareMaglev}
 	SlotText          = Text[SlotKey, SlotRow]{formatSlot, parseSlot, compareSlots}
 	ServiceText       = Text[ServiceKey, ServiceRow]{formatService, parseService, compareServices}
 	NodeHealthText    = Text[NodeKey, HealthRow]{formatNodeHealth, parseNodeHealth, compareNodes}

@@ -22,12 +22,7 @@ func formatIdentity(id uint32) string {
 
 func (f *fields) identity() uint32 {
 	s, _ := f.take("identity")
-	c, n, _ := strings.Cut(s, ":")
-	cluster, err := strconv.ParseUint(c, 10, 12)
-	f.fail("identity", s, err)
-	number, err := strconv.ParseUint(n, 10, clustermesh.IdentityBits)
-	f.fail("identity", s, err)
-	return uint32(clustermesh.MakeIdentity(clustermesh.ID(cluster), uint32(number)))
+	return f.parseIdentity(s)
 }
 
 func formatPeer(k PeerKey, v PeerRow) string {
@@ -57,7 +52,7 @@ func parsePeer(line string) (k PeerKey, v PeerRow, err error) {
 	return k, v, f.done()
 }
 
-var routeKinds = map[RouteKind]string{RouteBlackhole: "blackhole", RouteTunnel: "tunnel", RouteDirect: "direct", RoutePod: "pod"}
+var routeKinds = map[RouteKind]string{RouteBlackhole: "blackhole", RouteTunnel: "tunnel", RouteDirect: "direct", RoutePod: "pod", RouteUnreachable: "unreachable"}
 
 func (k RouteKind) String() string {
 	if s, ok := routeKinds[k]; ok {

@@ -85,7 +85,7 @@ func TestTextRoundTrips(t *testing.T) {
 		if rapid.Bool().Draw(t, "via") {
 			v.Via, v.Source = drawAddr(t), drawAddr(t)
 		}
-		return RouteKey{drawPrefix(t), RouteKind(rapid.IntRange(1, 4).Draw(t, "kind"))}, v
+		return RouteKey{drawPrefix(t), RouteKind(rapid.IntRange(1, 5).Draw(t, "kind"))}, v
 	})
 	ip := func(t *rapid.T) IPCacheRow {
 		return IPCacheRow{rapid.Uint32().Draw(t, "identity"), rapid.Uint16().Draw(t, "node"), IPFlags(rapid.Uint16().Draw(t, "flags"))}
@@ -103,6 +103,43 @@ func TestTextRoundTrips(t *testing.T) {
 	})
 	roundTrip(t, ServiceText, func(t *rapid.T) (ServiceKey, ServiceRow) {
 		return ServiceKey{drawAddr(t), rapid.Uint16().Draw(t, "port"), rapid.Uint8().Draw(t, "proto"), Scope(rapid.IntRange(0, 1).Draw(t, "scope"))}, drawService(t)
+	})
+	stage := func(t *rapid.T) PolicyStage {
+		return PolicyStage{rapid.Uint32().Draw(t, "rule"), rapid.Uint16().Draw(t, "rank"), Verdict(rapid.IntRange(0, 3).Draw(t, "verdict"))}
+	}
+	roundTrip(t, PolicyText, func(t *rapid.T) (PolicyKey, PolicyRow) {
+		k := PolicyKey{Subject: SubjectKey(rapid.Uint64().Draw(t, "subject")), Dir: Direction(rapid.IntRange(0, 1).Draw(t, "direction"))}
+		k.Peer = rapid.SampledFrom([]PolicyPeer{PeerAny, PeerClass, PeerClass | 77, 0, 7<<20 | 5}).Draw(t, "peer")
+		if rapid.Bool().Draw(t, "ports") {
+			k.Proto, k.Bits = rapid.Uint8Range(1, 255).Draw(t, "proto"), rapid.Uint8Range(0, 16).Draw(t, "bits")
+			k.Port = rapid.Uint16().Draw(t, "port") &^ uint16(1<<(16-k.Bits)-1)
+		}
+		return k, PolicyRow{Admin: stage(t), Base: stage(t), Allow: rapid.Uint32().Draw(t, "allow")}
+	})
+	roundTrip(t, SubjectText, func(t *rapid.T) (SubjectKey, SubjectRow) {
+		return SubjectKey(rapid.Uint64().Draw(t, "subject")), SubjectRow{SubjectFlags(rapid.Uint32().Draw(t, "flags"))}
+	})
+	class := func(t *rapid.T) ClassRow { return ClassRow{PolicyPeer(rapid.Uint64().Draw(t, "class"))} }
+	roundTrip(t, ClassText, func(t *rapid.T) (Addr, ClassRow) { return drawAddr(t), class(t) })
+	roundTrip(t, ClassPrefixText, func(t *rapid.T) (Prefix, ClassRow) { return drawPrefix(t), class(t) })
+	roundTrip(t, RangeText, func(t *rapid.T) (RangeKey, RangeRow) {
+		return RangeKey{rapid.Uint64().Draw(t, "service"), drawPrefix(t)}, RangeRow{rapid.Bool().Draw(t, "allow")}
+	})
+	roundTrip(t, MaglevText, func(t *rapid.T) (k MaglevKey, v MaglevRow) {
+		for i := range 5 {
+			v.Entry[rapid.IntRange(0, MaglevChunk-1).Draw(t, "bucket")] = rapid.Uint32().Draw(t, "entry") + uint32(i)
+		}
+		return MaglevKey{rapid.Uint64().Draw(t, "service"), rapid.Uint32().Draw(t, "chunk")}, v
+	})
+	roundTrip(t, ConfigText, func(t *rapid.T) (k ConfigKey, v ConfigRow) {
+		v = ConfigRow{Flags: ConfigFlags(rapid.Uint32().Draw(t, "flags")), Cluster: rapid.Uint16().Draw(t, "cluster"), Node: rapid.Uint16().Draw(t, "node"),
+			PortMin: rapid.Uint16().Draw(t, "min"), PortMax: rapid.Uint16().Draw(t, "max")}
+		for _, a := range []*Addr{&v.Node4, &v.Node6, &v.Tunnel4, &v.Tunnel6} {
+			if rapid.Bool().Draw(t, "has") {
+				*a = drawAddr(t)
+			}
+		}
+		return k, v
 	})
 	since := func(t *rapid.T) HealthRow { return HealthRow{rapid.Uint64().Draw(t, "since")} }
 	roundTrip(t, NodeHealthText, func(t *rapid.T) (NodeKey, HealthRow) {
@@ -126,6 +163,33 @@ func TestTextIsReadable(t *testing.T) {
 		"[fd00::1]:53/udp/outside id=0000000000000000 flags=0\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+func TestPolicyTextIsReadable(t *testing.T) {
+	got := PolicyText.Print(map[PolicyKey]PolicyRow{
+		{Subject: 1, Peer: PeerAny, Dir: Egress}:                         {Base: PolicyStage{7, 2, Deny}},
+		{Subject: 1, Peer: 2<<20 | 5, Proto: 6, Port: 8080, Bits: 12}:    {Allow: 0xabc},
+		{Subject: 1, Peer: PeerClass | 9, Proto: 17, Port: 53, Bits: 16}: {Admin: PolicyStage{8, 1, Accept}},
+		{Subject: 1, Peer: 2 << 20, Proto: 132}:                          {},
+	}) + SubjectText.Print(map[SubjectKey]SubjectRow{1: {IsolatedIn | ClassesOut | SubjectClosed}, 2: {}})
+	want := `0000000000000001 ingress 2:0 sctp
+0000000000000001 ingress 2:5 tcp/8080-8095 allow=00000abc
+0000000000000001 ingress class:8000000000000009 udp/53 admin=accept:1:00000008
+0000000000000001 egress any any base=deny:2:00000007
+0000000000000001 flags=isolated-in,classes-out,closed
+0000000000000002 flags=-
+`
+	if got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	for _, line := range []string{
+		"1 ingress any any", "0000000000000001 sideways any any", "0000000000000001 ingress 5 any", "0000000000000001 ingress any tcp/1-3",
+		"0000000000000001 ingress any tcp/8081-8096", "0000000000000001 ingress any any admin=maybe:1:1", "0000000000000001 ingress any any admin=deny",
+	} {
+		if k, v, err := PolicyText.Parse(line); err == nil {
+			t.Errorf("%q was read as %v %v", line, k, v)
+		}
 	}
 }
 

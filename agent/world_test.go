@@ -102,18 +102,32 @@ func rowsOf[K comparable, V comparable](text agent.Text[K, V], t agent.Table[K, 
 // kernel is a table as it really is, as text.
 func (w *world) kernel(table string) string {
 	switch table {
+	case agent.TableConfig:
+		return rowsOf(agent.ConfigText, w.tables.Config)
 	case agent.TablePeers:
 		return rowsOf(agent.PeerText, w.tables.Peers)
 	case agent.TableRoutes:
 		return rowsOf(agent.RouteText, w.tables.Routes)
+	case agent.TablePolicy:
+		return rowsOf(agent.PolicyText, w.tables.Policy)
 	case agent.TableIPPrefixes:
 		return rowsOf(agent.IPPrefixText, w.tables.IPPrefixes)
 	case agent.TableIPs:
 		return rowsOf(agent.IPText, w.tables.IPs)
+	case agent.TableClassPrefixes:
+		return rowsOf(agent.ClassPrefixText, w.tables.ClassPrefixes)
+	case agent.TableClasses:
+		return rowsOf(agent.ClassText, w.tables.Classes)
+	case agent.TableSubjects:
+		return rowsOf(agent.SubjectText, w.tables.Subjects)
 	case agent.TableEndpoints:
 		return rowsOf(agent.EndpointText, w.tables.Endpoints)
+	case agent.TableSourceRanges:
+		return rowsOf(agent.RangeText, w.tables.SourceRanges)
 	case agent.TableSlots:
 		return rowsOf(agent.SlotText, w.tables.Slots)
+	case agent.TableMaglev:
+		return rowsOf(agent.MaglevText, w.tables.Maglev)
 	case agent.TableServices:
 		return rowsOf(agent.ServiceText, w.tables.Services)
 	case agent.TableNodeHealth:
@@ -121,6 +135,7 @@ func (w *world) kernel(table string) string {
 	case agent.TableClusterHealth:
 		return rowsOf(agent.ClusterHealthText, w.tables.ClusterHealth)
 	}
+	w.t.Fatalf("no table %s", table)
 	return ""
 }
 

@@ -201,3 +201,56 @@ func NodeHealth(i, version int) (agent.NodeKey, agent.HealthRow) {
 func ClusterHealth(i, version int) (agent.ClusterKey, agent.HealthRow) {
 	return agent.ClusterKey(3000 + i), agent.HealthRow{Since: uint64(1000 + version)}
 }
+
+// Policy is rows of the table of policy.
+func Policy(i, version int) (agent.PolicyKey, agent.PolicyRow) {
+	k := agent.PolicyKey{Subject: 0xfeed0000, Peer: agent.PolicyPeer(7<<20 + i/4), Dir: agent.Direction(i % 2)}
+	switch i % 4 {
+	case 1:
+		k.Proto = 6
+	case 2:
+		k.Proto, k.Port, k.Bits = 17, 53, 16
+	case 3:
+		k.Proto, k.Port, k.Bits, k.Peer = 6, 8080, 12, agent.PeerClass|agent.PolicyPeer(i)
+	}
+	return k, agent.PolicyRow{
+		Admin: agent.PolicyStage{Rule: 1, Rank: uint16(1 + version), Verdict: agent.Pass}, Allow: uint32(i),
+		Base: agent.PolicyStage{Rule: 3, Rank: 1, Verdict: agent.Deny},
+	}
+}
+
+// Subject is rows of the table of subjects.
+func Subject(i, version int) (agent.SubjectKey, agent.SubjectRow) {
+	return agent.SubjectKey(0xfeed0000_00000000 + uint64(i)), agent.SubjectRow{Flags: agent.IsolatedIn | agent.SubjectFlags(version)<<1}
+}
+
+// Class is rows of the table of classes of single addresses.
+func Class(i, version int) (agent.Addr, agent.ClassRow) {
+	return addr(i), agent.ClassRow{ID: agent.PeerClass | agent.PolicyPeer(version)}
+}
+
+// ClassPrefix is rows of the table of classes of prefixes.
+func ClassPrefix(i, version int) (agent.Prefix, agent.ClassRow) {
+	k, _ := IPPrefix(i, 0)
+	return k, agent.ClassRow{ID: agent.PeerClass | agent.PolicyPeer(version)}
+}
+
+// Range is rows of the table of sources that may reach a service.
+func Range(i, version int) (agent.RangeKey, agent.RangeRow) {
+	p, _ := IPPrefix(i, 0)
+	return agent.RangeKey{Service: 0xfeed0000_00000000 + uint64(i%2), Prefix: p}, agent.RangeRow{Allow: version == 0}
+}
+
+// Maglev is rows of the table of consistent tables.
+func Maglev(i, version int) (agent.MaglevKey, agent.MaglevRow) {
+	row := agent.MaglevRow{}
+	for j := range row.Entry {
+		row.Entry[j] = 7<<16 | uint32(j%(2+version))
+	}
+	return agent.MaglevKey{Service: 0xfeed, Chunk: uint32(i)}, row
+}
+
+// Config is the row of the node itself; there is one (Options.Rows).
+func Config(_, version int) (agent.ConfigKey, agent.ConfigRow) {
+	return agent.ConfigKey{}, agent.ConfigRow{Cluster: 7, Node: uint16(1 + version), Node4: addr(1), PortMin: 32768, PortMax: 60999}
+}

@@ -22,10 +22,11 @@ const RouteProtocol = 84
 // blackhole is the worst of all, so that it takes over the instant the tunnel
 // route is gone with its device.
 const (
-	metricPod       = 8410
-	metricDirect    = 8420
-	metricTunnel    = 8430
-	metricBlackhole = 0xfffffff0
+	metricPod         = 8410
+	metricDirect      = 8420
+	metricTunnel      = 8430
+	metricUnreachable = 0xffffffe0
+	metricBlackhole   = 0xfffffff0
 )
 
 // routes is the Table of our routes in the main table of one network namespace.
@@ -77,7 +78,7 @@ func (t *routes) Put(rows map[agent.RouteKey]agent.RouteRow) error {
 	// Blackholes first: no prefix may have a tunnel route without its guard.
 	for _, blackholes := range []bool{true, false} {
 		for key, row := range rows {
-			if (key.Kind == agent.RouteBlackhole) != blackholes {
+			if leadsNowhere(key.Kind) != blackholes {
 				continue
 			}
 			if key.Kind == agent.RouteTunnel && row.IfIndex == 0 && tunnelErr != nil {
@@ -100,15 +101,18 @@ func (t *routes) Delete(keys []agent.RouteKey) error {
 	var errs []error
 	for _, blackholes := range []bool{false, true} {
 		for _, key := range keys {
-			if (key.Kind == agent.RouteBlackhole) != blackholes {
+			if leadsNowhere(key.Kind) != blackholes {
 				continue
 			}
 			// Naming protocol and metric keeps foreign routes to the prefix safe;
 			// nothing else is named, so that a route that was changed by hand goes too.
 			r := &netlink.Route{Dst: ipNet(prefixFrom(key.Prefix)), Priority: metricOf(key.Kind), Protocol: RouteProtocol,
 				Scope: netlink.SCOPE_NOWHERE, Table: unix.RT_TABLE_MAIN}
-			if key.Kind == agent.RouteBlackhole {
+			switch key.Kind {
+			case agent.RouteBlackhole:
 				r.Type = unix.RTN_BLACKHOLE
+			case agent.RouteUnreachable:
+				r.Type = unix.RTN_UNREACHABLE
 			}
 			if err := t.nl.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) && len(errs) < 8 {
 				errs = append(errs, fmt.Errorf("delete %s route to %s: %w", kindName(key.Kind), prefixFrom(key.Prefix), err))
@@ -143,12 +147,14 @@ func routeToKernel(key agent.RouteKey, row agent.RouteRow, tunnel int) *netlink.
 	switch key.Kind {
 	case agent.RouteBlackhole:
 		r.Type, r.LinkIndex = unix.RTN_BLACKHOLE, 0
+	case agent.RouteUnreachable:
+		r.Type, r.LinkIndex = unix.RTN_UNREACHABLE, 0
 	case agent.RouteTunnel:
 		if r.LinkIndex == 0 {
 			r.LinkIndex = tunnel
 		}
 	}
-	if prefix.Addr().Is4() && r.Gw == nil && key.Kind != agent.RouteBlackhole {
+	if prefix.Addr().Is4() && r.Gw == nil && !leadsNowhere(key.Kind) {
 		r.Scope = netlink.SCOPE_LINK
 	}
 	return r
@@ -178,6 +184,8 @@ func routeFromKernel(r *netlink.Route, tunnel int) (key agent.RouteKey, row agen
 		key.Kind = agent.RouteTunnel
 	case metricBlackhole:
 		key.Kind = agent.RouteBlackhole
+	case metricUnreachable:
+		key.Kind = agent.RouteUnreachable
 	default:
 		return key, row, false
 	}
@@ -190,7 +198,7 @@ func routeFromKernel(r *netlink.Route, tunnel int) (key agent.RouteKey, row agen
 	}
 	row.IfIndex = uint32(r.LinkIndex)
 	switch {
-	case key.Kind == agent.RouteBlackhole: // IPv6 puts them on lo
+	case leadsNowhere(key.Kind): // IPv6 puts them on lo
 		row.IfIndex = 0
 	case key.Kind == agent.RouteDirect: // the kernel found the device by the next hop
 		row.IfIndex = 0
@@ -208,8 +216,15 @@ func metricOf(k agent.RouteKind) int {
 		return metricDirect
 	case agent.RouteTunnel:
 		return metricTunnel
+	case agent.RouteUnreachable:
+		return metricUnreachable
 	}
 	return metricBlackhole
+}
+
+// leadsNowhere tells the routes that answer where no other one leads.
+func leadsNowhere(k agent.RouteKind) bool {
+	return k == agent.RouteBlackhole || k == agent.RouteUnreachable
 }
 
 func kindName(k agent.RouteKind) string {
@@ -222,6 +237,8 @@ func kindName(k agent.RouteKind) string {
 		return "tunnel"
 	case agent.RouteBlackhole:
 		return "blackhole"
+	case agent.RouteUnreachable:
+		return "unreachable"
 	}
 	return fmt.Sprintf("kind %d", k)
 }

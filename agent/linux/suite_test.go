@@ -2,13 +2,16 @@ package linux
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"testing"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/agent/agenttest"
+	"github.com/tombolo-mesh/tombolo/bpf"
 )
 
 // suite runs the suite of package agent on a BPF map of 64 rows, with batches
@@ -32,8 +35,19 @@ func TestSuite(t *testing.T) {
 	suite(t, "ipcache", ebpf.Hash, agenttest.IP, toAddr, fromAddr, toIPCache, fromIPCache)
 	suite(t, "ipcache prefixes", ebpf.LPMTrie, agenttest.IPPrefix, toPrefix, fromPrefix, toIPCache, fromIPCache)
 	suite(t, "endpoints", ebpf.Hash, agenttest.Endpoint, toAddr, fromAddr, toEndpoint, fromEndpoint)
+	suite(t, "policy", ebpf.LPMTrie, agenttest.Policy, toPolicyKey, fromPolicyKey, toPolicy, fromPolicy)
+	suite(t, "subjects", ebpf.Hash, agenttest.Subject, toSubjectKey, fromSubjectKey, toSubject, fromSubject)
+	suite(t, "classes", ebpf.Hash, agenttest.Class, toAddr, fromAddr, toClass, fromClass)
+	suite(t, "class prefixes", ebpf.LPMTrie, agenttest.ClassPrefix, toPrefix, fromPrefix, toClass, fromClass)
+	suite(t, "source ranges", ebpf.LPMTrie, agenttest.Range, toRangeKey, fromRangeKey, toRange, fromRange)
+	suite(t, "maglev", ebpf.Hash, agenttest.Maglev, toMaglevKey, fromMaglevKey, toMaglev, fromMaglev)
 	suite(t, "node health", ebpf.Hash, agenttest.NodeHealth, toNodeKey, fromNodeKey, toHealth, fromHealth)
 	suite(t, "cluster health", ebpf.Hash, agenttest.ClusterHealth, toClusterKey, fromClusterKey, toHealth, fromHealth)
+	t.Run("config", func(t *testing.T) {
+		agenttest.TestTable(t, func(t *testing.T) agent.Table[agent.ConfigKey, agent.ConfigRow] {
+			return &nodeConfig{m: arrayOf(t, bpf.Config{})}
+		}, agenttest.Config, agenttest.Options{Rows: 1})
+	})
 	t.Run("routes", func(t *testing.T) {
 		agenttest.TestTable(t, func(t *testing.T) agent.Table[agent.RouteKey, agent.RouteRow] {
 			_, table := routesIn(t)
@@ -53,9 +67,40 @@ func TestSuite(t *testing.T) {
 	})
 }
 
-// routeRow is a blackhole or, for odd i, the route to the tunnel beside it.
+// arrayOf makes a BPF map of one element.
+func arrayOf[RV any](t testing.TB, row RV) *ebpf.Map {
+	needRoot(t)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(unsafe.Sizeof(row)), MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+func TestEpochCountsUp(t *testing.T) {
+	m := arrayOf(t, uint32(0))
+	if err := m.Put(uint32(0), uint32(math.MaxUint32)); err != nil {
+		t.Fatal(err)
+	}
+	for want := range uint32(3) { // it begins again at 0
+		if err := (policyEpoch{m}).Next(); err != nil {
+			t.Fatal(err)
+		}
+		var n uint32
+		if err := m.Lookup(uint32(0), &n); err != nil || n != want {
+			t.Fatalf("the epoch is %d (%v), want %d", n, err, want)
+		}
+	}
+}
+
+// routeRow is a blackhole or an unreachable or, for odd i, the route to the
+// tunnel beside it.
 func routeRow(i, version int) (agent.RouteKey, agent.RouteRow) {
 	p, _ := agenttest.IPPrefix(i/2, 0)
+	if i%4 == 2 {
+		return agent.RouteKey{Prefix: p, Kind: agent.RouteUnreachable}, agent.RouteRow{MTU: uint16(1300 + version)}
+	}
 	if i%2 == 0 {
 		return agent.RouteKey{Prefix: p, Kind: agent.RouteBlackhole}, agent.RouteRow{MTU: uint16(1300 + version)}
 	}

@@ -281,13 +281,21 @@ var since = regexp.MustCompile(` since=\d+`)
 func newKernel() *kernel {
 	k := &kernel{text: map[string]func() string{}}
 	k.tables = agent.Tables{
+		Config:        fake(k, agent.TableConfig, agent.ConfigText),
 		Peers:         fake(k, agent.TablePeers, agent.PeerText),
 		Routes:        fake(k, agent.TableRoutes, agent.RouteText),
+		Policy:        fake(k, agent.TablePolicy, agent.PolicyText),
 		IPPrefixes:    fake(k, agent.TableIPPrefixes, agent.IPPrefixText),
 		IPs:           fake(k, agent.TableIPs, agent.IPText),
+		ClassPrefixes: fake(k, agent.TableClassPrefixes, agent.ClassPrefixText),
+		Classes:       fake(k, agent.TableClasses, agent.ClassText),
+		Subjects:      fake(k, agent.TableSubjects, agent.SubjectText),
 		Endpoints:     fake(k, agent.TableEndpoints, agent.EndpointText),
+		SourceRanges:  fake(k, agent.TableSourceRanges, agent.RangeText),
+		Maglev:        fake(k, agent.TableMaglev, agent.MaglevText),
 		Slots:         fake(k, agent.TableSlots, agent.SlotText),
 		Services:      fake(k, agent.TableServices, agent.ServiceText),
+		Epoch:         &agent.FakeEpoch{},
 		NodeHealth:    fake(k, agent.TableNodeHealth, agent.NodeHealthText),
 		ClusterHealth: fake(k, agent.TableClusterHealth, agent.ClusterHealthText),
 	}
