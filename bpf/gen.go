@@ -11,3 +11,4 @@ package bpf
 //go:generate compile -no-global-types tunnel src/tunnel.c
 //go:generate compile -no-global-types -output-suffix _test pick src/pick_test.c
 //go:generate compile -no-global-types -output-suffix _test maglev src/maglev_test.c
+//go:generate compile -no-global-types -output-suffix _test policy src/policy_test.c

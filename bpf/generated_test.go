@@ -93,7 +93,7 @@ func TestObjectsAgreeOnMaps(t *testing.T) {
 		t.Errorf("%d maps in C, %d in Maps", n, len(new(Maps).tables(Sizes{})))
 	}
 	for object, spec := range map[string]func() (*ebpf.CollectionSpec, error){
-		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pick": loadPick, "maglev": loadMaglev,
+		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
 	} {
 		s, err := spec()
 		if err != nil {
