@@ -32,6 +32,7 @@ type Cluster struct {
 	apiserver *Process
 	admin     *grpc.ClientConn
 	extra     []string // further flags of the mesh API server
+	outsiders int      // machines beside the nodes
 }
 
 // AddCluster makes the hosts of a cluster and its manifests; nothing runs yet.

@@ -27,6 +27,9 @@ type Node struct {
 	Number int
 	Dir    string
 
+	// AgentFlags are given to the agent besides the usual ones, from its next start on.
+	AgentFlags []string
+
 	cluster *Cluster
 	host    *host
 	agent   *Process
@@ -107,7 +110,8 @@ func (n *Node) Underlay() netip.Addr {
 	return hostAddr(v4, byte(10+n.Number))
 }
 
-func (n *Node) underlay6() netip.Addr {
+// Underlay6 is the node's IPv6 address in the underlay.
+func (n *Node) Underlay6() netip.Addr {
 	_, v6 := underlayPrefixes(n.cluster.ID)
 	return hostAddr(v6, byte(10+n.Number))
 }
@@ -152,12 +156,13 @@ func (n *Node) LaunchAgent(ctx context.Context) error {
 			return err
 		}
 	}
-	p, err := n.host.start(n.Dir, "agent", nil, nil,
+	args := append([]string{
 		filepath.Join(n.cluster.lab.opts.BinDir, "tombolo-agent"),
 		"--node", n.Name, "--state-dir", n.stateDir(), "--token-file", token,
 		"--socket", n.Socket(), "--cgroup", n.host.cgroup, "--bpffs", n.bpffs(),
 		"--wireguard-device", n.device(), "--wireguard-port", fmt.Sprint(WireGuardPort),
-		"--underlay", n.Underlay().String()+","+n.underlay6().String())
+		"--underlay", n.Underlay().String() + "," + n.Underlay6().String()}, n.AgentFlags...)
+	p, err := n.host.start(n.Dir, "agent", nil, nil, args...)
 	n.agent = p
 	return err
 }
