@@ -9,10 +9,14 @@ BIN      = bin
 RUNS     = 5
 PROGRAMS = tombolo tombolo-apiserver tombolo-agent tombolo-cni
 
-.PHONY: build demo test test-race verify bench generate clean help
+# What kube-proxy the data plane is compared with: test/bench/kubeproxy, a module of its own.
+KUBERNETES = $(shell awk '$$2 == "k8s.io/kubernetes" {print $$3}' test/bench/kubeproxy/go.mod)
+KUBE_LD    = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitTreeState=clean
+
+.PHONY: build demo test test-race verify bench bench-dataplane generate clean help
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the four programs into bin/ (static)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS))
@@ -29,6 +33,16 @@ test-race: ## all but the labs of real processes under the race detector; needs 
 
 bench: build ## figures of control plane and data plane beside yardsticks of the same run; RUNS=5 ONLY=sync,…
 	$(GO) run ./test/bench -bin $(BIN) -runs $(RUNS) -only '$(ONLY)'
+
+# bench-dataplane needs root and, for kube-proxy, Debian's nftables and iptables. SERVICES=1,1000 RULES=0,100 SECONDS=0.5
+# CPU=0 OUT=figures.json ONLY=… (variants by letter: b,d).
+bench-dataplane: $(if $(QUICK),,$(BIN)/kube-proxy) ## pod to pod beside kube-proxy and a plain route, needs root; RUNS=5 ONLY=… QUICK=1: two minutes
+	$(GO) build -o $(BIN)/bench-dataplane ./test/bench/dataplane
+	$(BIN)/bench-dataplane -kube-proxy $(BIN)/kube-proxy $(if $(QUICK),-quick,-runs $(RUNS)) $(if $(ONLY),-only '$(ONLY)') \
+		$(if $(SERVICES),-services $(SERVICES)) $(if $(RULES),-rules $(RULES)) $(if $(SECONDS),-each $(SECONDS)s) $(if $(CPU),-cpu $(CPU)) $(if $(OUT),-o $(OUT))
+
+$(BIN)/kube-proxy: test/bench/kubeproxy/go.mod # some minutes, once
+	cd test/bench/kubeproxy && CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '$(KUBE_LD)' -o $(abspath $@) k8s.io/kubernetes/cmd/kube-proxy
 
 verify: ## generated code and objects are up to date; format, vet, staticcheck, imports, tidy, known vulnerabilities
 	./.ci/verify

@@ -60,6 +60,8 @@ var law = map[string]struct {
 	"test/sim":              {may: []string{"*"}},
 	"test/script":           {may: []string{"*"}},
 	"test/bench":            {may: []string{"*"}},
+	"test/bench/dataplane":  {may: []string{"agent", "agent/linux", "bpf", "clustermesh", "test/bench/stats", "ebpf", "netlink", "client-go"}, never: []string{"etcd server", "clustermesh/apiserver"}},
+	"test/bench/stats":      {never: []string{"agent", "bpf", "clustermesh", "kvstore"}},
 }
 
 // only names packages that nobody but the listed may import.

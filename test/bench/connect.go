@@ -16,6 +16,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/test/bench/stats"
 )
 
 // connects times connect() to a backend on loopback, directly and by a service
@@ -72,13 +73,13 @@ func connects(ctx context.Context, b *bench) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", k.name, err)
 			}
-			p50[i] = append(p50[i], float64(quantile(took, 0.5).Nanoseconds())/1000)
-			p99[i] = append(p99[i], float64(quantile(took, 0.99).Nanoseconds())/1000)
+			p50[i] = append(p50[i], float64(stats.Quantile(took, 0.5).Nanoseconds())/1000)
+			p99[i] = append(p99[i], float64(stats.Quantile(took, 0.99).Nanoseconds())/1000)
 		}
 	}
 	rows := [][]string{{"connect() and close, 10,000 other services in the map", "p50", "ratio", "p99"}}
 	for i, k := range kinds {
-		rows = append(rows, []string{k.name, spread(p50[i], "µs"), short(median(p50[i]) / median(p50[0])), spread(p99[i], "µs")})
+		rows = append(rows, []string{k.name, stats.Spread(p50[i], "µs"), stats.Short(stats.Median(p50[i]) / stats.Median(p50[0])), stats.Spread(p99[i], "µs")})
 	}
 	report(rows...)
 	return nil

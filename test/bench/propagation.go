@@ -22,6 +22,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 	"github.com/tombolo-mesh/tombolo/kvstore/etcd"
+	"github.com/tombolo-mesh/tombolo/test/bench/stats"
 	"github.com/tombolo-mesh/tombolo/test/lab"
 )
 
@@ -76,15 +77,15 @@ func propagation(ctx context.Context, b *bench) error {
 type latencies struct{ p50, p99 []float64 }
 
 func (l *latencies) add(sample []time.Duration) {
-	l.p50 = append(l.p50, ms(quantile(sample, 0.5)))
-	l.p99 = append(l.p99, ms(quantile(sample, 0.99)))
+	l.p50 = append(l.p50, stats.MS(stats.Quantile(sample, 0.5)))
+	l.p99 = append(l.p99, stats.MS(stats.Quantile(sample, 0.99)))
 }
 
 // row compares with the same of a yardstick, run by run.
 func (l *latencies) row(name string, yardstick *latencies) []string {
-	row := []string{name, spread(l.p50, "ms"), spread(l.p99, "ms")}
+	row := []string{name, stats.Spread(l.p50, "ms"), stats.Spread(l.p99, "ms")}
 	if yardstick != nil {
-		row = append(row, spread(ratios(l.p50, yardstick.p50), ""), spread(ratios(l.p99, yardstick.p99), ""))
+		row = append(row, stats.Spread(stats.Ratios(l.p50, yardstick.p50), ""), stats.Spread(stats.Ratios(l.p99, yardstick.p99), ""))
 	}
 	return row
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 	"github.com/tombolo-mesh/tombolo/kvstore/etcd/embed"
+	"github.com/tombolo-mesh/tombolo/test/bench/stats"
 )
 
 // publication fills an embedded etcd (fsync on) through the Publisher, with the
@@ -35,9 +36,9 @@ func publication(ctx context.Context, b *bench) error {
 		}
 		bare = append(bare, t.Seconds())
 	}
-	report([]string{fmt.Sprintf("%d keys, Publisher and watch cache", len(kvs)), spread(ours, "s")},
-		[]string{"the same, bare transactions of 100", spread(bare, "s")},
-		[]string{"ratio", short(median(ours) / median(bare))}, []string{"aim", "2 s"}, []string{incumbent("the same"), "57 s"})
+	report([]string{fmt.Sprintf("%d keys, Publisher and watch cache", len(kvs)), stats.Spread(ours, "s")},
+		[]string{"the same, bare transactions of 100", stats.Spread(bare, "s")},
+		[]string{"ratio", stats.Short(stats.Median(ours) / stats.Median(bare))}, []string{"aim", "2 s"}, []string{incumbent("the same"), "57 s"})
 	return nil
 }
 

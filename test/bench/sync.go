@@ -17,6 +17,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 	"github.com/tombolo-mesh/tombolo/kvstore/etcd"
+	"github.com/tombolo-mesh/tombolo/test/bench/stats"
 	"github.com/tombolo-mesh/tombolo/test/lab"
 )
 
@@ -38,9 +39,9 @@ func (u *usage) add(took, work time.Duration, wire int64, p procStat) {
 }
 
 func (u *usage) row(name string) []string {
-	row := []string{name, spread(u.work, "s"), spread(u.seconds, "s"), spread(u.wire, "MiB"), spread(u.cpu, "s"), "", spread(u.peak, "MiB"), spread(u.settled, "MiB")}
+	row := []string{name, stats.Spread(u.work, "s"), stats.Spread(u.seconds, "s"), stats.Spread(u.wire, "MiB"), stats.Spread(u.cpu, "s"), "", stats.Spread(u.peak, "MiB"), stats.Spread(u.settled, "MiB")}
 	if len(u.others) > 0 {
-		row[5] = spread(u.others, "s")
+		row[5] = stats.Spread(u.others, "s")
 	}
 	return row
 }

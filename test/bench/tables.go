@@ -13,6 +13,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/bpf"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/test/bench/stats"
 )
 
 // kernel loads the programs into a cgroup and a BPF filesystem of our own.
@@ -83,9 +84,9 @@ func tables(ctx context.Context, b *bench) error {
 		}
 		whole = append(whole, services/took.Seconds())
 	}
-	report([]string{fmt.Sprintf("%d new services with %d backends, from wanted rows", services, backends), spread(writes, "services/s")},
-		[]string{"all of them changed", spread(updates, "services/s")},
-		[]string{"from records: list, decode, merge, rows, maps", spread(whole, "services/s")},
+	report([]string{fmt.Sprintf("%d new services with %d backends, from wanted rows", services, backends), stats.Spread(writes, "services/s")},
+		[]string{"all of them changed", stats.Spread(updates, "services/s")},
+		[]string{"from records: list, decode, merge, rows, maps", stats.Spread(whole, "services/s")},
 		[]string{"aim (rows into maps)", "150000 services/s"}, []string{incumbent("into maps"), "15000 services/s"})
 	return nil
 }

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tombolo-mesh/tombolo/test/bench/stats"
+)
+
+// runner is one run of the command.
+type runner struct {
+	opts  options
+	place *workplace
+	out   results
+}
+
+// run does the sections that were asked for, and prints when all are done:
+// tables come whole, progress goes to standard error.
+func run(ctx context.Context, o options) error {
+	if err := o.findKubeProxy(); err != nil {
+		return err
+	}
+	place, cleanup, err := newWorkplace()
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	r := &runner{opts: o, place: place, out: results{Machine: o.machine()}}
+	if err := r.paths(ctx); err != nil {
+		return err
+	}
+	r.out.Machine.LoadAfter = load()
+	r.out.Aims = pathAims(r.out.Paths)
+	if o.json != "" {
+		if err := r.out.writeJSON(o.json); err != nil {
+			return err
+		}
+		if o.json == "-" {
+			return nil
+		}
+	}
+	r.out.Machine.print(os.Stdout)
+	printPaths(os.Stdout, r.out.Paths)
+	printAims(os.Stdout, r.out.Aims)
+	return nil
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
+
+// kinds are the measures of paths.
+var kinds = []string{crr, rr, stream}
+
+// group is how many variants are measured between two measurements of the
+// yardstick.
+const group = 3
+
+// paths builds every variant, and then measures them in turn.
+func (r *runner) paths(ctx context.Context) error {
+	var lanes []*lane
+	defer func() {
+		for _, l := range lanes {
+			l.close()
+		}
+	}()
+	for _, v := range r.opts.variants() {
+		l, err := r.build(ctx, v)
+		if err != nil {
+			return err
+		}
+		lanes = append(lanes, l)
+		figures := pathFigures{variant: v, SetUpMS: stats.MS(l.setUp), Kinds: map[string]*series{}}
+		for _, k := range kinds {
+			figures.Kinds[k] = new(series)
+		}
+		r.out.Paths = append(r.out.Paths, figures)
+		progress("ready after %v: %s, %d services, %d rules", l.setUp.Round(time.Millisecond), v, v.Services, v.Rules)
+	}
+	for run := range r.opts.runs {
+		progress("run %d of %d, load average %s", run+1, r.opts.runs, load())
+		for _, kind := range kinds {
+			if err := r.turn(ctx, lanes, run, kind); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// turn measures one kind once for each variant, and the yardstick before each
+// group of them. Each turn begins with another variant.
+func (r *runner) turn(ctx context.Context, lanes []*lane, run int, kind string) error {
+	var base float64
+	measure := func(i int) error {
+		l := lanes[i]
+		o, err := l.measure(ctx, kind, r.opts.each, r.opts.cpu)
+		if err != nil {
+			return fmt.Errorf("%s, %d services, %d rules: %w", l.variant, l.Services, l.Rules, err)
+		}
+		if i == 0 {
+			base = o.PerSecond
+		}
+		r.out.Paths[i].Kinds[kind].add(o, base)
+		return nil
+	}
+	if err := measure(0); err != nil {
+		return err
+	}
+	others := len(lanes) - 1
+	for i := range others {
+		if i > 0 && i%group == 0 {
+			if err := measure(0); err != nil {
+				return err
+			}
+		}
+		if err := measure(1 + (i+run*group)%others); err != nil {
+			return err
+		}
+	}
+	return nil
+}
