@@ -49,6 +49,8 @@ type Agent struct {
 	ready  atomic.Bool
 	pods   atomic.Pointer[[]LocalPod] // newer than the state's; nil = none
 	health *healthLoop
+	resets *resetLoop
+	judged atomic.Pointer[map[NodeKey]HealthRow] // down, newer than downs; nil = none
 
 	// Everything below belongs to the owner goroutine.
 	state     *State
@@ -66,6 +68,7 @@ type Agent struct {
 	retryAt       time.Time         // when a table that could not be read is tried again
 	origins       []clustermesh.Origin
 	latency       prometheus.Histogram
+	downs         downNodes
 	ownNode       *clustermesh.Node
 	started       time.Time
 	settled       time.Time // since when there is nothing left to do; zero while there is
@@ -97,6 +100,10 @@ func New(cfg Config, tables Tables) (*Agent, error) {
 		latency:   newLatency(), started: time.Now(),
 	}
 	a.health = newHealthLoop(cfg.Health, cfg.Prober, tables, a.quiet)
+	a.resets = newResetLoop(cfg.Resets, a.quiet)
+	if cfg.Resets != nil {
+		a.health.judged = func(down map[NodeKey]HealthRow) { a.judged.Store(&down); a.wakeUp() }
+	}
 	return a, nil
 }
 
@@ -114,12 +121,13 @@ func checkTables(t Tables) error {
 // they are: an agent that stops takes nothing away. It may be called once.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var health sync.WaitGroup
-	health.Go(func() { a.health.run(ctx) })
+	var beside sync.WaitGroup
+	beside.Go(func() { a.health.run(ctx) })
+	beside.Go(func() { a.resets.run(ctx) })
 	defer func() {
 		cancel()
 		a.shutdown()
-		health.Wait()
+		beside.Wait()
 	}()
 	if !a.readKernel(ctx) {
 		return nil

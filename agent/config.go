@@ -25,6 +25,12 @@ type Config struct {
 	// UnderlayMTU in bytes; 0 = 1500. Routes into the mesh get it less 80.
 	UnderlayMTU uint16
 
+	// NodePortAddresses are the prefixes in which this node's underlay addresses
+	// answer to node ports and health check ports. None = all of them do.
+	NodePortAddresses []netip.Prefix
+	// MaglevRows is the size of the table of consistent tables; 0 = 65536.
+	MaglevRows int
+
 	// SnapshotDir keeps what each cluster said last; "" = no snapshot.
 	SnapshotDir string
 
@@ -32,6 +38,9 @@ type Config struct {
 	Prober    Prober       // nil = no health checks: nothing is ever judged down
 	Health    HealthConfig // zero = defaults
 	Pods      Pods         // nil = the pod endpoints of the API answer 501
+
+	Resets      Resetter    // nil = sockets to backends that are gone are left to themselves
+	HealthPorts HealthPorts // nil = nobody answers at health check ports
 
 	// OwnNode is told what the own cluster's record of this node says whenever
 	// it changes (the tunnel addresses this node must own, for one). It is

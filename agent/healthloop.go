@@ -24,7 +24,8 @@ type healthLoop struct {
 	nodes    *Delta[NodeKey, HealthRow]
 	clusters *Delta[ClusterKey, HealthRow]
 
-	wake chan struct{} // targets changed
+	wake   chan struct{}               // targets changed
+	judged func(map[NodeKey]HealthRow) // told of the nodes that are down, all of them, when that changed; nil = nobody asks
 
 	mu      sync.Mutex
 	machine *health
@@ -199,6 +200,9 @@ func (l *healthLoop) write() (retry bool) {
 		l.changed = false
 	}
 	l.mu.Unlock()
+	if changed && l.judged != nil {
+		l.judged(nodes)
+	}
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	if changed {

@@ -188,6 +188,7 @@ func (s *State) writeIP(c *clusterState, p netip.Prefix, f ipFacts) {
 		s.t.ips.Set(MakeAddr(p.Addr()), row)
 	case p.IsSingleIP():
 		s.t.ips.Delete(MakeAddr(p.Addr()))
+		s.addressLeft(MakeAddr(p.Addr()))
 	case ok:
 		s.t.ipPrefixes.Set(MakePrefix(p), row)
 	default:
@@ -367,6 +368,7 @@ func (s *State) SetPods(pods []LocalPod) {
 		s.retakeIPs(own, func(clustermesh.AddressName) bool { return false }, again)
 	}
 	s.planDirty = true
+	s.touchHostPorts()
 	s.release()
 }
 

@@ -75,6 +75,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 	busy = a.state.t.flush(turnRows) || busy
 	a.measure(busy)
 	now := time.Now()
+	resetAt := a.tellOthers(now)
 	a.noteSettled(now)
 	busy = a.resyncStep(now) || busy
 	if !busy {
@@ -88,12 +89,29 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		}
 		busy, next = more, again
 	}
-	for _, t := range append(a.retryTimes(), a.resyncAt, a.retryAt) {
+	for _, t := range append(a.retryTimes(), a.resyncAt, a.retryAt, resetAt) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
 	}
 	return busy, next
+}
+
+// tellOthers says what changed to who answers at health check ports and to who
+// resets sockets. It returns when a node will have been down for long enough.
+func (a *Agent) tellOthers(now time.Time) (next time.Time) {
+	if changes := a.state.takeHealthPorts(); len(changes) > 0 && a.cfg.HealthPorts != nil {
+		a.cfg.HealthPorts.Set(changes)
+	}
+	a.resets.add(a.state.takeGone())
+	if down := a.judged.Swap(nil); down != nil {
+		a.downs.set(*down, now)
+	}
+	nodes, next := a.downs.due(now)
+	if len(nodes) > 0 {
+		a.resets.add(a.state.backendsOn(func(k NodeKey) bool { return nodes[k] }))
+	}
+	return next
 }
 
 func (a *Agent) retryTimes() []time.Time {

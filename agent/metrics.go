@@ -44,6 +44,8 @@ var (
 	descMisses    = desc("health_probe_misses_total", "Probes without an answer.")
 	descProblems  = desc("problems", "Problems that the status names.")
 	descServices  = desc("services", "Services with rows.")
+	descResets    = desc("socket_resets_asked_total", "Backends that are gone, for whose connections a reset was asked.")
+	descResetLost = desc("socket_resets_lost_total", "Backends that are gone, and for which there was no room to remember it.")
 	descPods      = desc("pods", "Pods on this node.")
 )
 
@@ -63,7 +65,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		descReady, descWanted, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
 		descRoundTrip, descLoss,
-		descRefused, descProbes, descMisses, descProblems, descServices, descPods,
+		descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods,
 	} {
 		out <- d
 	}
@@ -76,7 +78,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	var s Status
-	if err := c.a.call(ctx, func() { s = c.a.status() }); err != nil {
+	var lost uint64
+	if err := c.a.call(ctx, func() { s, lost = c.a.status(), c.a.state.gone.lost }); err != nil {
 		out <- prometheus.NewInvalidMetric(descReady, err)
 		return
 	}
@@ -90,6 +93,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descProblems, float64(len(s.Problems)))
 	gauge(descServices, float64(s.Services))
 	gauge(descPods, float64(s.Pods))
+	asked, full := c.a.resets.counts()
+	counter(descResets, asked)
+	counter(descResetLost, full+lost)
 	counter(descProbes, s.Health.Probes)
 	counter(descMisses, s.Health.Misses)
 	for _, t := range s.Tables {

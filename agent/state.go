@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"net/netip"
@@ -30,11 +31,23 @@ type State struct {
 	podAddrs map[netip.Addr]string // UID
 
 	services  map[clustermesh.ServiceName]appliedService
-	frontends map[ServiceKey]clustermesh.ServiceName
-	contested map[ServiceKey][]clustermesh.ServiceName
-	dirty     map[clustermesh.ServiceName]struct{} // to be merged again
-	first     []clustermesh.ServiceName            // of these, before the others
-	hurry     bool
+	frontends map[ServiceKey]claimant
+	contested map[ServiceKey][]claimant // of several services; sorted
+	uses      backendUses
+	gone      goneBackends
+	at        vantage                                           // what the rows of services were computed for
+	portRange []netip.Prefix                                    // in which addresses of this node answer to node ports; none = all
+	hosting   map[clustermesh.ServiceName]*clustermesh.Workload // pods with host ports that are placed here
+	tables    int                                               // pieces of consistent tables wanted
+	tableRoom int
+	noTable   map[clustermesh.ServiceName]struct{} // for which there was no room
+
+	healthPorts       map[clustermesh.ServiceName]HealthPort
+	healthPortChanges map[clustermesh.ServiceName]HealthPort
+
+	dirty map[clustermesh.ServiceName]struct{} // to be merged again
+	first []clustermesh.ServiceName            // of these, before the others
+	hurry bool
 
 	planDirty    bool
 	healthDirty  bool // the nodes to probe changed
@@ -63,8 +76,12 @@ func newState(cfg Config, tables Tables) *State {
 		own: cfg.Cluster, ownID: cfg.ClusterID, node: cfg.Node, onLink: cfg.OnLink, mtu: cfg.UnderlayMTU,
 		clusters: map[string]*clusterState{}, exports: map[string]*clustermesh.View{}, blank: map[clustermesh.ID]bool{}, removed: map[clustermesh.ID]bool{},
 		pods: map[string]LocalPod{}, podAddrs: map[netip.Addr]string{},
-		services: map[clustermesh.ServiceName]appliedService{}, frontends: map[ServiceKey]clustermesh.ServiceName{},
-		contested: map[ServiceKey][]clustermesh.ServiceName{}, dirty: map[clustermesh.ServiceName]struct{}{},
+		services: map[clustermesh.ServiceName]appliedService{}, frontends: map[ServiceKey]claimant{},
+		contested: map[ServiceKey][]claimant{}, uses: backendUses{}, gone: newGoneBackends(),
+		hosting: map[clustermesh.ServiceName]*clustermesh.Workload{}, noTable: map[clustermesh.ServiceName]struct{}{},
+		portRange: cfg.NodePortAddresses, tableRoom: cmp.Or(cfg.MaglevRows, defaultMaglevRows),
+		healthPorts: map[clustermesh.ServiceName]HealthPort{}, healthPortChanges: map[clustermesh.ServiceName]HealthPort{},
+		dirty:    map[clustermesh.ServiceName]struct{}{},
 		problems: map[string]clustermesh.Problem{},
 	}
 	s.t = newTableSet(tables, cfg.ClusterID, s.ownerOf, s.known)
@@ -126,6 +143,8 @@ func (s *State) known(id clustermesh.ID) bool {
 	switch id {
 	case ownerNode:
 		return s.podsSet
+	case ownerHostPorts:
+		return s.podsSet && s.clusters[s.own].synced()
 	case ownerPolicy:
 		return s.podsSet && s.clusters[s.own].synced()
 	}
@@ -204,6 +223,7 @@ func (s *State) touchAll() {
 // Compute brings the wanted rows up to date, merging at most budget services
 // that are not in a hurry; it reports whether work is left.
 func (s *State) Compute(budget int) (more bool) {
+	s.takeVantage()
 	s.setHurry(true)
 	for _, name := range s.first {
 		if _, ok := s.dirty[name]; ok {
@@ -270,6 +290,9 @@ func replace[K comparable, V comparable](d *Delta[K, V], rows map[K]V) {
 // Problems are what State itself finds wrong, in a stable order.
 func (s *State) Problems() []clustermesh.Problem {
 	out := slices.Clone(s.planProblems)
+	if p, is := s.tableProblem(); is {
+		out = append(out, p)
+	}
 	for _, key := range slices.Sorted(maps.Keys(s.problems)) {
 		out = append(out, s.problems[key])
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -90,6 +91,10 @@ func (s *State) take(c *clusterState, ch clustermesh.Change) {
 		if name, ok := addressName(ch.Key); ok {
 			s.takeAddress(c, name.Node, name.Prefix)
 		}
+	case clustermesh.KindWorkload:
+		if ns, name, ok := strings.Cut(ch.Key.Name, "/"); ok && c.peer == nil {
+			s.takeWorkload(clustermesh.ServiceName{Namespace: ns, Name: name})
+		}
 	case clustermesh.KindService, clustermesh.KindEndpointSlice:
 		if name, ok := clustermesh.Affected(ch); ok {
 			s.touchService(name)
@@ -110,6 +115,11 @@ func (s *State) takeView(c *clusterState, v *clustermesh.View) {
 	}
 	for svc := range v.Services() {
 		s.touchService(svc.Name)
+	}
+	for w := range v.Workloads() {
+		if c.peer == nil && w.Node == s.node {
+			s.takeWorkload(clustermesh.ServiceName{Namespace: w.Namespace, Name: w.Name})
+		}
 	}
 	s.planDirty = true
 }

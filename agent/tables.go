@@ -18,6 +18,9 @@ const (
 	// ownerPolicy has what follows from policies and the pods of this node: known
 	// once both are and the rows are computed.
 	ownerPolicy clustermesh.ID = clustermesh.MaxID + 1
+	// ownerHostPorts has what follows from the pods of this node and from what the
+	// own cluster says of them: known once both are.
+	ownerHostPorts clustermesh.ID = clustermesh.MaxID + 2
 )
 
 // tableSet is all tables that hold what the clusters say, with their deltas.
@@ -114,7 +117,12 @@ func newTableSet(t Tables, own clustermesh.ID, byPrefix func(netip.Prefix) clust
 		return clustermesh.ID(k.Cluster)
 	}, known)
 	s.maglev = NewDelta(TableMaglev, t.Maglev, func(MaglevKey, MaglevRow) clustermesh.ID { return own }, known)
-	s.services = NewDelta(TableServices, t.Services, func(ServiceKey, ServiceRow) clustermesh.ID { return own }, known)
+	s.services = NewDelta(TableServices, t.Services, func(_ ServiceKey, v ServiceRow) clustermesh.ID {
+		if isHostPort(v) {
+			return ownerHostPorts
+		}
+		return own
+	}, known)
 	return s
 }
 

@@ -116,6 +116,9 @@ func (v *View) Peer(name string) *Peer { return v.peers[name] }
 // Peers are all admitted peers.
 func (v *View) Peers() iter.Seq[*Peer] { return values(v.peers) }
 
+// Workload is the workload of that namespace and name, or nil.
+func (v *View) Workload(n ServiceName) *Workload { return v.workloads[n] }
+
 // Workloads are all workloads.
 func (v *View) Workloads() iter.Seq[*Workload] { return values(v.workloads) }
 
