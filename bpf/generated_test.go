@@ -18,19 +18,28 @@ import (
 // helpers515 are the helpers of a 5.15 kernel that core objects call. Before one
 // is added: is it in 5.15's bpf.h, and allowed for the program type there?
 var helpers515 = map[asm.BuiltinFunc]string{
-	asm.FnMapLookupElem:   "3.19",
-	asm.FnMapUpdateElem:   "3.19",
-	asm.FnMapDeleteElem:   "3.19",
-	asm.FnGetPrandomU32:   "4.1",
-	asm.FnSkbStoreBytes:   "4.1",
-	asm.FnSkbLoadBytes:    "4.5",
-	asm.FnSkbChangeHead:   "4.10",
-	asm.FnGetSocketCookie: "4.12; cgroup sock_addr and sock: 5.x",
-	asm.FnRedirectPeer:    "5.10",
+	asm.FnMapLookupElem:    "3.19",
+	asm.FnMapUpdateElem:    "3.19",
+	asm.FnMapDeleteElem:    "3.19",
+	asm.FnGetPrandomU32:    "4.1",
+	asm.FnSkbStoreBytes:    "4.1",
+	asm.FnSkbLoadBytes:     "4.5",
+	asm.FnSkbChangeHead:    "4.10",
+	asm.FnCsumUpdate:       "4.6",
+	asm.FnL4CsumReplace:    "4.1",
+	asm.FnSkbPullData:      "4.9",
+	asm.FnSkbChangeTail:    "4.9",
+	asm.FnRingbufReserve:   "5.8",
+	asm.FnRingbufSubmit:    "5.8",
+	asm.FnRedirectNeigh:    "5.10",
+	asm.FnKtimeGetCoarseNs: "5.11",
+	asm.FnGetNetnsCookie:   "5.7; cgroup sock_addr",
+	asm.FnGetSocketCookie:  "4.12; cgroup sock_addr and sock: 5.x",
+	asm.FnRedirectPeer:     "5.10",
 }
 
 var coreObjects = map[string]func() (*ebpf.CollectionSpec, error){
-	"rows": loadRows, "sock": loadSock, "tunnel": loadTunnel,
+	"rows": loadRows, "sock": loadSock, "tunnel": loadTunnel, "pod": loadPod,
 }
 
 func newerThan515(spec *ebpf.CollectionSpec) (newer []string) {
@@ -93,7 +102,7 @@ func TestObjectsAgreeOnMaps(t *testing.T) {
 		t.Errorf("%d maps in C, %d in Maps", n, len(new(Maps).tables(Sizes{})))
 	}
 	for object, spec := range map[string]func() (*ebpf.CollectionSpec, error){
-		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
+		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pod": loadPod, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
 	} {
 		s, err := spec()
 		if err != nil {

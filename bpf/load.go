@@ -28,6 +28,9 @@ type Options struct {
 	Log      *slog.Logger // nil: discard
 }
 
+// ethLen is the length of an Ethernet header.
+const ethLen = 14
+
 // Objects are loaded and attached. One goroutine owns them; Maps may be used by
 // others too, as the kernel serialises map calls.
 type Objects struct {
@@ -36,6 +39,7 @@ type Objects struct {
 	lock   *os.File
 	log    *slog.Logger
 	tunnel *ebpf.Program
+	pod    podCode
 	noTCX  bool
 
 	mu   sync.Mutex // guards feat, which status reads from other goroutines
@@ -49,6 +53,8 @@ type Features struct {
 	Refusal string
 	// Tunnel is tcx, clsact, or empty before AttachTunnel.
 	Tunnel string
+	// Pods is tcx, clsact, or empty before the first AttachPod.
+	Pods string
 	// Cgroup is the cgroup whose sockets are translated.
 	Cgroup string
 }
@@ -62,7 +68,7 @@ func (o *Objects) Features() Features {
 }
 
 // Load opens or makes the maps, loads the programs and attaches those of
-// sockets; AttachTunnel does the rest. What an earlier process left pinned is
+// sockets; AttachTunnel and AttachPod do the rest. What an earlier process left pinned is
 // taken over: rows stay, each program is replaced in one step. State of a layout
 // this version does not know is refused and left as it is.
 //
@@ -122,7 +128,13 @@ func (o *Objects) load(opts Options, cgroup string) error {
 	if o.tunnel, err = loadTunnelProgram(maps, 0); err != nil {
 		return err
 	}
+	if o.pod, err = loadPodCode(maps, ethLen); err != nil {
+		return err
+	}
 	if err := attachSock(o.pinDir, cgroup, sock); err != nil {
+		return err
+	}
+	if err := o.replacePods(); err != nil {
 		return err
 	}
 	if len(moved) == 0 {
@@ -146,6 +158,9 @@ func (o *Objects) Close() error {
 	var errs []error
 	if o.tunnel != nil {
 		errs = append(errs, o.tunnel.Close())
+	}
+	if o.pod.from != nil {
+		errs = append(errs, o.pod.Close())
 	}
 	if o.Maps != nil {
 		errs = append(errs, o.Maps.Close())
@@ -181,19 +196,34 @@ func (o *Objects) loadSock(retval bool) (*ebpf.Collection, error) {
 
 // loadTunnelProgram loads tunnel.c for packets with l2 bytes before the IP header.
 func loadTunnelProgram(maps *Maps, l2 uint32) (*ebpf.Program, error) {
-	spec, err := loadTunnel()
+	coll, err := loadTC(loadTunnel, maps, l2)
 	if err != nil {
 		return nil, err
 	}
-	if err := spec.Variables[tunnelVarTmbL2Len].Set(l2); err != nil {
+	defer coll.Close()
+	return coll.DetachProgram(tunnelProgTmbTunnel), nil
+}
+
+// loadTC loads an object whose packets have l2 bytes before the IP header: 14 on
+// Ethernet and in test runs, none on a tunnel device.
+func loadTC(object func() (*ebpf.CollectionSpec, error), maps *Maps, l2 uint32) (*ebpf.Collection, error) {
+	spec, err := object()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["tmb_l2_len"].Set(l2); err != nil {
 		return nil, fmt.Errorf("set L2 length: %w", err)
 	}
 	coll, err := loadCollection(spec, maps)
 	if err != nil {
-		return nil, fmt.Errorf("load tunnel program: %w", err)
+		var names []string
+		for name := range spec.Programs {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return nil, fmt.Errorf("load %s: %w", strings.Join(names, ", "), err)
 	}
-	defer coll.Close()
-	return coll.DetachProgram(tunnelProgTmbTunnel), nil
+	return coll, nil
 }
 
 // loadCollection loads programs against our maps, whatever sizes those have.
@@ -225,7 +255,7 @@ func checkPins(dir string) error {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
-		case !strings.HasPrefix(name, "tmb_") || slices.Contains(known, name):
+		case !strings.HasPrefix(name, "tmb_") || slices.Contains(known, name) || isDevicePin(name):
 		case strings.HasSuffix(name, newSuffix):
 			if err := os.Remove(filepath.Join(dir, name)); err != nil {
 				return err

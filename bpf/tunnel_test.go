@@ -37,7 +37,7 @@ func tunnelRows(t testing.TB, m *Maps, ifindex uint32, pod, host [6]byte) {
 	}
 	put(t, m.Endpoints, addr("10.1.1.6"), Endpoint{Identity: identityOwn}) // its veth is not known yet
 	for _, a := range []string{"10.1.1.1", "fd00:1:1::1"} {
-		put(t, m.IPCache, addr(a), IPCache{Identity: 1, Node: 1})
+		put(t, m.IPCache, addr(a), IPCache{Identity: 1, Node: 1, Flags: IPTunnelAddress})
 	}
 	for a, id := range map[string]uint32{
 		"10.2.1.9": identityRemote, "fd00:2:1::9": identityRemote,

@@ -11,6 +11,7 @@ typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef signed int __s32;
 typedef unsigned long long __u64;
+typedef long long __s64;
 typedef __u16 __be16;
 typedef __u32 __be32;
 typedef _Bool bool;
@@ -38,6 +39,8 @@ enum {
 
 #define BPF_F_NO_PREALLOC 1
 #define BPF_ANY 0
+#define BPF_F_PSEUDO_HDR 0x10	  /* the change counts in the pseudo header, too */
+#define BPF_F_MARK_MANGLED_0 0x20 /* UDP: no checksum stays none */
 
 /* tc verdicts. On tcx -1 is NEXT, on clsact UNSPEC: in both the filters of
  * others, and then the stack, see the packet. */
@@ -46,8 +49,14 @@ enum {
 
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
+#define ETH_P_ARP 0x0806
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88A8
+#define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_SCTP 132
 #define IPPROTO_MPTCP 262
 #define SOCK_STATE_ESTABLISHED 1
 
@@ -111,7 +120,17 @@ static long (*const bpf_map_update_elem)(void *map, const void *key, const void 
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
 static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 off, const void *from, __u32 len, __u64 flags) = (void *)9;
+static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 off, __u64 from, __u64 to, __u64 flags) = (void *)11;
 static long (*const bpf_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len) = (void *)26;
+static __s64 (*const bpf_csum_diff)(const void *from, __u32 from_size, const void *to, __u32 to_size, __u32 seed) = (void *)28;
+static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
+static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static __s64 (*const bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
 static long (*const bpf_skb_change_head)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)43;
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
+static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static long (*const bpf_redirect_neigh)(__u32 ifindex, void *params, __u32 params_len, __u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
