@@ -27,6 +27,8 @@ type Query struct {
 	From, To Party
 	Proto    clustermesh.Protocol
 	Port     uint16
+	// Brief leaves out what only people ask for: labels, and what did not match.
+	Brief bool
 }
 
 // ExplanationVersion of the JSON form. Fields are only added.
@@ -61,6 +63,10 @@ type SideExplanation struct {
 	Reason   string    `json:"reason"` // a Reason
 	Rule     string    `json:"rule,omitempty"`
 	Matched  []Matched `json:"matched,omitempty"`
+
+	ByAddress  bool        `json:"byAddress,omitempty"`  // rules by address apply to the pod
+	Unmatched  []Unmatched `json:"unmatched,omitempty"`  // rules that apply to the pod, in order
+	Bystanders []Bystander `json:"bystanders,omitempty"` // policies that do not select the pod
 }
 
 // Matched is a rule that matched, and by which of its peers.
@@ -84,7 +90,9 @@ func (e *Engine) Explain(q Query) Explanation {
 		Version: ExplanationVersion, Allowed: true, Why: "no policy applies",
 		From: q.From.text(), To: q.To.text(), On: fmt.Sprintf("%s/%d", protoName(q.Proto), q.Port),
 		FromIdentity: uint32(q.From.Identity), ToIdentity: uint32(q.To.Identity),
-		FromLabels: e.labelMap(q.From.Identity), ToLabels: e.labelMap(q.To.Identity),
+	}
+	if !q.Brief {
+		x.FromLabels, x.ToLabels = e.labelMap(q.From.Identity), e.labelMap(q.To.Identity)
 	}
 	if q.From.Identity == clustermesh.IdentityHost || q.To.Identity == clustermesh.IdentityHost {
 		x.Why = "between a pod and the host it runs on everything may pass"
@@ -129,18 +137,38 @@ func (s *SideExplanation) why() string {
 	if s.Allowed {
 		word = "allowed"
 	}
+	if s.Rule != "" {
+		return word + " by " + s.Rule
+	}
+	return word + ": " + s.Words()
+}
+
+// Words is what decided, the verdict aside.
+func (s *SideExplanation) Words() string {
 	switch s.Reason {
 	case ReasonNone.String():
-		return word + ": no policy selects the pod"
+		return "no policy selects the pod"
 	case ReasonIsolated.String():
-		return word + ": " + strings.Join(s.Policies, ", ") + " isolate the pod and no rule allows this"
+		var names []string
+		for _, p := range s.Policies {
+			if strings.HasPrefix(p, "NetworkPolicy ") {
+				names = append(names, p)
+			}
+		}
+		if len(names) == 1 {
+			return names[0] + " isolates the pod and no rule allows this"
+		}
+		return strings.Join(names, ", ") + " isolate the pod and no rule allows this"
 	case ReasonDefault.String():
-		return word + ": no rule has a say"
+		return "no rule has a say"
 	case ReasonNotLoaded.String():
-		return word + ": the labels of the pod are not known, and some policy might select it"
+		return "the labels of the pod are not known, and some policy might select it"
 	}
-	return word + " by " + s.Rule
+	return s.Rule
 }
+
+// Labels are what an identity stands for; nil: not known.
+func (e *Engine) Labels(id clustermesh.Identity) map[string]string { return e.labelMap(id) }
 
 func (e *Engine) labelMap(id clustermesh.Identity) map[string]string {
 	labels := e.identities[id]
@@ -177,6 +205,9 @@ func (e *Engine) subjectFor(p Party) (*subject, Subject) {
 func (e *Engine) explainSide(d Direction, pod, peer Party, q Query) *SideExplanation {
 	s, id := e.subjectFor(pod)
 	out := &SideExplanation{Subject: id.String()}
+	if !q.Brief {
+		out.Bystanders = e.bystanders(d, pod)
+	}
 	switch {
 	case id == SubjectUnknown:
 		out.Reason = ReasonNotLoaded.String()
@@ -185,12 +216,15 @@ func (e *Engine) explainSide(d Direction, pod, peer Party, q Query) *SideExplana
 		out.Allowed, out.Reason = true, ReasonNone.String()
 		return out
 	}
-	out.Policies, out.Isolated = s.policies[d], s.flags.isolated(d)
+	out.Policies, out.Isolated, out.ByAddress = s.policies[d], s.flags.isolated(d), len(s.sides[d].byBlock) > 0
 	var row Row
 	for i := range s.sides[d].rules {
 		r := &s.sides[d].rules[i]
 		by, ok := e.matchedBy(r, d, peer, q)
 		if !ok {
+			if !q.Brief {
+				out.Unmatched = append(out.Unmatched, Unmatched{r.name, r.tier.String(), r.verdict.String(), e.whyNot(r, d, peer, q)})
+			}
 			continue
 		}
 		r.into(&row)
@@ -209,13 +243,20 @@ func (e *Engine) explainSide(d Direction, pod, peer Party, q Query) *SideExplana
 
 // matchedBy says by which of its peers a rule matches.
 func (e *Engine) matchedBy(r *placed, d Direction, peer Party, q Query) (string, bool) {
-	on := r.on(q.Proto, q.Port)
-	if !on && d == Egress && len(r.named) > 0 {
-		on = contains(resolve(r.named, peer.Ports), q.Proto, q.Port)
-	}
-	if !on {
+	if !e.onPort(r, d, peer, q) {
 		return "", false
 	}
+	return e.matchedPeer(r, peer)
+}
+
+func (e *Engine) onPort(r *placed, d Direction, peer Party, q Query) bool {
+	if r.on(q.Proto, q.Port) {
+		return true
+	}
+	return d == Egress && len(r.named) > 0 && contains(resolve(r.named, peer.Ports), q.Proto, q.Port)
+}
+
+func (e *Engine) matchedPeer(r *placed, peer Party) (string, bool) {
 	if r.any {
 		return "anybody", true
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,29 +24,58 @@ import (
 
 // getAgent reads a path of the agent's socket.
 func (c *cli) getAgent(ctx context.Context, path string) ([]byte, error) {
+	return c.callAgent(ctx, http.MethodGet, path, nil)
+}
+
+// callAgent sends a body, if there is one, and reads the answer.
+func (c *cli) callAgent(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	client, done := c.agentClient()
+	defer done()
+	return c.ask(ctx, client, method, path, body)
+}
+
+// agentClient speaks to the agent's socket until done.
+func (c *cli) agentClient() (client *http.Client, done func()) {
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", c.agent)
 	}}
-	defer tr.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	return &http.Client{Transport: tr}, tr.CloseIdleConnections
+}
+
+func (c *cli) ask(ctx context.Context, client *http.Client, method, path string, body []byte) ([]byte, error) {
+	res, err := c.open(ctx, client, method, path, body)
 	if err != nil {
 		return nil, err
 	}
-	res, err := (&http.Client{Transport: tr}).Do(req)
-	if err != nil {
-		return nil, socketError("agent", c.agent, "--agent-socket", err)
-	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
+	answer, err := io.ReadAll(res.Body)
 	if err != nil {
 		return nil, fmt.Errorf("answer of the agent at %s broke off: %w", c.agent, err)
 	}
-	if res.StatusCode != http.StatusOK {
-		return nil, errors.New(agentError(body, res.Status))
+	return answer, nil
+}
+
+// open asks, and leaves the answer to be read. A refusal is an error.
+func (c *cli) open(ctx context.Context, client *http.Client, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
 	}
-	return body, nil
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, socketError("agent", c.agent, "--agent-socket", err)
+	}
+	if res.StatusCode == http.StatusOK {
+		return res, nil
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("answer of the agent at %s broke off: %w", c.agent, err)
+	}
+	return nil, errors.New(agentError(text, res.Status))
 }
 
 // agentError is the agent's own words for what went wrong.

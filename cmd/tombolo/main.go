@@ -22,7 +22,7 @@ func main() {
 	lab.Workload()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	env := environment{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Terminal: isTerminal(os.Stdout), Now: time.Now}
+	env := environment{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Terminal: isTerminal(os.Stdout), Now: time.Now}
 	os.Exit(run(ctx, env))
 }
 
@@ -30,6 +30,7 @@ func main() {
 // run one in-process.
 type environment struct {
 	Args           []string
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	Getenv         func(string) string
 	Terminal       bool // Stdout is a terminal
@@ -39,14 +40,20 @@ type environment struct {
 // usageError is a mistake in what was typed: exit status 2.
 type usageError struct{ error }
 
+// errAnswered ends a command with status 1 whose answer has said why.
+var errAnswered = errors.New("")
+
 func run(ctx context.Context, env environment) int {
 	root := newRoot(env)
 	root.SetArgs(env.Args)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	err := root.ExecuteContext(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		return 0
+	case errors.Is(err, errAnswered):
+		return 1
 	}
 	fmt.Fprintln(env.Stderr, "error: "+printableText(err.Error()))
 	var usage usageError

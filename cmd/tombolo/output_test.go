@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/policy/trace"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 )
 
@@ -55,6 +56,14 @@ func agentAnswers() map[string]any {
 	for _, name := range agent.TableNames() {
 		paths["/v1/tables/"+name] = ""
 	}
+	priority := 3
+	paths["/v1/policy"] = trace.PolicyList{APIVersion: agent.APIVersion, Kind: "PolicyList", Items: []trace.PolicySummary{
+		{Name: "floor", Tier: "Admin", Priority: &priority, Selects: "pods", Pods: 2, EgressRules: 1},
+		{Namespace: "shop", Name: nasty, Tier: "NetworkPolicy", Isolates: []string{"ingress", "egress"}, Refused: true, Problems: []string{"the pods it selects are isolated: " + nasty}},
+	}}
+	paths["/v1/policy/trace"] = trace.Answer{APIVersion: agent.APIVersion, Kind: "PolicyTrace", Verdict: trace.Denied, Why: nasty,
+		From: trace.EndText{Kind: trace.KindPod, Name: "shop/" + nasty, Identity: "1:5"}, To: trace.EndText{Kind: trace.KindWorld, Name: "world", Identity: "0:2"},
+		Protocol: "tcp", Port: 5432, Egress: trace.Side{Verdict: trace.Denied, Why: nasty}, Ingress: trace.Side{Verdict: trace.Allowed}, Notes: []string{nasty}}
 	paths["/v1/tables/services"] = "172.20.0.10:80/tcp id=1\n172.20.0.11:80/tcp id=2\x1b[2J\n"
 	return paths
 }
@@ -82,6 +91,10 @@ var answering = []struct{ line, kind string }{
 	{"status", "Status"},
 	{"service list", "ServiceList"},
 	{"service explain shop/cart", "ServiceExplanation"},
+	{"policy trace shop/web shop/db 5432", "PolicyTrace"},
+	{"policy trace -f testdata/policy shop/web shop/db 5432", "PolicyTrace"},
+	{"policy list", "PolicyList"},
+	{"policy list -f testdata/policy -n shop", "PolicyList"},
 	{"maps", "Tables"},
 	{"maps services", "Tables"},
 	{"mesh list", "PeerList"},

@@ -40,6 +40,12 @@ func TestWrongUsage(t *testing.T) {
 		{"service explain a/b/c", []string{"is not a service"}},
 		{"maps servces", []string{`no table "servces"; did you mean services?`}},
 		{"maps peers routes", []string{`got also "routes"`}},
+		{"policy trace a/b c/d", []string{"needs FROM, TO and PORT, got 2 of them", "usage: tombolo policy trace"}},
+		{"policy trace a b 80", []string{`"a" is no end: want namespace/pod`}},
+		{"policy trace a/b world 80/http", []string{`protocol "http" is not tcp, udp, sctp or icmp`}},
+		{"policy trace --batch a", []string{`standard input, got also "a"`}},
+		{"policy list -f testdata/policy --policy-clusters some", []string{`no --policy-clusters "some"; there are own, all`}},
+		{"policy tarce", []string{"did you mean trace?"}},
 		{"completion powershell", []string{`no completion for shell "powershell"; there are bash, zsh, fish`}},
 		{"version now", []string{"takes no arguments"}},
 	} {
