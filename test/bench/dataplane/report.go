@@ -14,9 +14,10 @@ import (
 
 // results are all figures of a run, and what -o writes.
 type results struct {
-	Machine machine
-	Paths   []pathFigures `json:",omitempty"`
-	Aims    []aim
+	Machine  machine
+	Paths    []pathFigures     `json:",omitempty"`
+	Capacity []capacityFigures `json:",omitempty"`
+	Aims     []aim
 }
 
 // pathFigures are those of one variant, by kind of traffic.

@@ -28,11 +28,19 @@ func run(ctx context.Context, o options) error {
 	}
 	defer cleanup()
 	r := &runner{opts: o, place: place, out: results{Machine: o.machine()}}
-	if err := r.paths(ctx); err != nil {
-		return err
+	for _, section := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"paths", r.paths}, {"capacity", r.capacity}} {
+		if !o.wants(section.name) {
+			continue
+		}
+		if err := section.run(ctx); err != nil {
+			return err
+		}
 	}
 	r.out.Machine.LoadAfter = load()
-	r.out.Aims = pathAims(r.out.Paths)
+	r.out.Aims = append(pathAims(r.out.Paths), capacityAims(r.out.Capacity)...)
 	if o.json != "" {
 		if err := r.out.writeJSON(o.json); err != nil {
 			return err
@@ -42,7 +50,12 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	r.out.Machine.print(os.Stdout)
-	printPaths(os.Stdout, r.out.Paths)
+	if o.wants("paths") {
+		printPaths(os.Stdout, r.out.Paths)
+	}
+	if o.wants("capacity") {
+		printCapacity(os.Stdout, r.out.Capacity)
+	}
 	printAims(os.Stdout, r.out.Aims)
 	return nil
 }
