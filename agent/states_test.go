@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -49,6 +50,14 @@ func with[R any](r *R, change func(*R)) *R {
 	return r
 }
 
+// reached is a service that is reached from outside in every way.
+func reached(s *clustermesh.Service, local bool) *clustermesh.Service {
+	s.Ports[0].NodePort, s.ExternalLocal, s.InternalLocal = 30080, local, local
+	s.Outside = &clustermesh.Outside{Addresses: []clustermesh.External{{Address: netip.MustParseAddr("203.0.113.1"), Kind: clustermesh.ExternalLoadBalancer}},
+		SourceRanges: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
+	return s
+}
+
 func statesUnderTest() []state {
 	self := says(aws, export, aws.Node(1))
 	peer := says(aws, local, gcp.Peer())
@@ -75,6 +84,20 @@ func statesUnderTest() []state {
 		said(self, peer, says(aws, local, with(aws.Service("s", 1), func(s *clustermesh.Service) { s.Global = false }), aws.Slice("s", [2]int{1, 12})),
 			says(gcp, export, gcp.Service("s", 1), gcp.Slice("s", [2]int{1, 10}))),
 		said(says(aws, export, aws.Node(2)), peer, says(gcp, export, gcp.Node(1))), // this node is not registered
+		// From outside, by traffic policy and hints; then another service with the same frontends, of lesser and of higher kind.
+		said(self, peer, says(aws, export, aws.Node(2), reached(aws.Service("s", 1), false), aws.Slice("s", [2]int{1, 10}, [2]int{2, 10})), says(gcp, export, gcp.Node(1), gcp.Service("s", 1), gcp.Slice("s", [2]int{1, 10}))),
+		said(self, says(aws, export, aws.Node(2), reached(aws.Service("s", 1), true), aws.Slice("s", [2]int{1, 10}, [2]int{1, 11}, [2]int{2, 10}))),
+		said(self, says(aws, export, reached(aws.Service("s", 1), true), aws.Slice("s", [2]int{2, 10}),
+			with(reached(aws.Service("r", 2), false), func(s *clustermesh.Service) { s.Outside.Addresses[0].Kind = clustermesh.ExternalIP }), aws.Slice("r", [2]int{1, 10}))),
+		said(self, says(aws, export, reached(aws.Service("s", 1), false), aws.Slice("s", [2]int{2, 10}),
+			with(aws.Service("t", 2), func(s *clustermesh.Service) { s.Frontends[0] = netip.MustParseAddr("203.0.113.1") }), aws.Slice("t", [2]int{1, 10}))),
+		said(says(aws, export, with(aws.Node(1), func(n *clustermesh.Node) {
+			n.Zone = "b"
+			n.UnderlayAddresses = append(n.UnderlayAddresses, netip.MustParseAddr("192.0.2.9"))
+		})),
+			says(aws, export, reached(aws.Service("s", 1), false), with(aws.Slice("s", [2]int{1, 10}, [2]int{2, 10}), func(s *clustermesh.EndpointSlice) {
+				s.Endpoints[0].Hints, s.Endpoints[1].Hints = clustermesh.MakeHints([]string{"a"}, nil), clustermesh.MakeHints([]string{"b"}, nil)
+			}))),
 	}
 }
 
