@@ -21,7 +21,7 @@ func TestAgentWritesWhatTheClustersSay(t *testing.T) {
 		w := newWorld(t)
 		w.start()
 		defer w.stop()
-		if got := only4(w.kernel(agent.TableIPs)); got != ipsAWS+ipsGCP {
+		if got := only4(w.kernel(agent.TableIPs)); got != ipsAWS+ipsGCP+ipsUnderlay {
 			t.Errorf("ips:\n%s", got)
 		}
 		if got := only4(w.kernel(agent.TableIPPrefixes)); got != prefixes4 {
@@ -136,7 +136,7 @@ func TestPeerRemovedTakesItsRows(t *testing.T) {
 						t.Errorf("table %s still has rows of gcp:\n%s", table, got)
 					}
 				}
-				if got := only4(w.kernel(agent.TableIPs)); got != ipsAWS {
+				if got := only4(w.kernel(agent.TableIPs)); got != ipsAWS+ipsUnderlay {
 					t.Errorf("ips:\n%s", got)
 				}
 				if files, _ := filepath.Glob(filepath.Join(w.cfg.SnapshotDir, "gcp.*")); len(files) > 0 && how == "running" {

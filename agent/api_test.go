@@ -38,8 +38,8 @@ func TestAPI(t *testing.T) {
 		}{
 			{"GET", "/v1/status", "", 200, []string{`"apiVersion": "tombolo.io/v1"`, `"kind": "AgentStatus"`, `"name": "gcp"`, `"synced": true`, `"problems": []`}},
 			{"GET", "/v1/tables", "", 200, []string{`"kind": "TableList"`, `"name": "slots"`}},
-			{"GET", "/v1/tables/ips", "", 200, []string{"10.2.1.10 identity=2:5 node=1\n"}},
-			{"GET", "/v1/tables/ips?wanted=true", "", 200, []string{"10.2.1.10 identity=2:5 node=1\n"}},
+			{"GET", "/v1/tables/ips", "", 200, []string{"10.2.1.10 identity=2:5 node=1 flags=encrypted\n"}},
+			{"GET", "/v1/tables/ips?wanted=true", "", 200, []string{"10.2.1.10 identity=2:5 node=1 flags=encrypted\n"}},
 			{"GET", "/v1/tables/colour", "", 404, []string{`no table \"colour\"`, "services"}},
 			{"GET", "/v1/services", "", 200, []string{`"kind": "ServiceList"`, "172.20.1.1:80/tcp", `"backends": 4`}},
 			{"GET", "/v1/services/shop/checkout", "", 200, []string{`"kind": "ServiceExplanation"`, "10.2.1.10:8080", `"inKernel": true`, "all clusters are equal"}},

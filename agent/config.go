@@ -31,6 +31,19 @@ type Config struct {
 	// MaglevRows is the size of the table of consistent tables; 0 = 65536.
 	MaglevRows int
 
+	// EncryptAll sends what goes to other nodes of the own cluster through
+	// WireGuard, too, neighbours or not.
+	EncryptAll bool
+	// Masquerade has pods reach the world by the node's address.
+	Masquerade bool
+	// NATPorts are the first and the last source port of connections that are
+	// given an address of the node; zero = 61000–65535, which the kernel gives to
+	// no socket by itself.
+	NATPorts [2]uint16
+	// PolicyAllClusters: selectors of policies that do not name a cluster select
+	// the pods of all, not of the own one alone.
+	PolicyAllClusters bool
+
 	// SnapshotDir keeps what each cluster said last; "" = no snapshot.
 	SnapshotDir string
 
@@ -57,6 +70,8 @@ type Config struct {
 
 	Log *slog.Logger // nil = discard
 }
+
+var defaultNATPorts = [2]uint16{61000, 65535}
 
 // Connector reaches the stores of clusters. It is implemented by the binary,
 // so that the agent itself knows neither etcd nor TLS.

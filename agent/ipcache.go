@@ -29,34 +29,48 @@ type ipFacts struct {
 	number  uint16               // node number of the record's node
 	pod     *LocalPod            // this node's pod that has the address
 	node    *clustermesh.Node    // the node whose pod prefix this is
+	under   *clustermesh.Node    // the node of the own cluster whose underlay address this is
 	here    uint16               // this node's number
+	tunnels bool                 // what goes to the node that counts goes through the tunnel
+	local   bool                 // the node that counts is this one
 }
 
-// ipRow says who a prefix belongs to. Pure. A tunnel address is the node's
+// ipRow says who a prefix belongs to. Pure. A node's addresses are the node's
 // whatever else is said; a record counts more than what this node knows of its
 // own pod, which covers the moment until the record arrives; the pod prefix of a
 // node stands for "some workload of that cluster, not yet known".
 func ipRow(f ipFacts) (IPCacheRow, bool) {
 	anyone := clustermesh.MakeIdentity(f.cluster, 0)
+	var flags IPFlags
+	if f.tunnels {
+		flags |= IPEncrypted
+	}
+	if f.local {
+		flags |= IPHere
+	}
 	switch {
-	case f.tunnel != nil && f.self:
+	case f.tunnel != nil && f.local:
 		return IPCacheRow{Identity: uint32(clustermesh.IdentityHost), Node: f.tunnel.Number, Flags: IPTunnelAddress}, true
 	case f.tunnel != nil:
-		return IPCacheRow{Identity: uint32(clustermesh.IdentityRemoteNode), Node: f.tunnel.Number}, true
+		return IPCacheRow{Identity: uint32(clustermesh.IdentityRemoteNode), Node: f.tunnel.Number, Flags: flags}, true
+	case f.under != nil && f.local:
+		return IPCacheRow{Identity: uint32(clustermesh.IdentityHost), Node: f.under.Number}, true
+	case f.under != nil: // never encrypted: tunnels themselves go there
+		return IPCacheRow{Identity: uint32(clustermesh.IdentityRemoteNode), Node: f.under.Number}, true
 	case f.address != nil:
 		id := f.address.Identity
 		if c := id.Cluster(); c != f.cluster && (c != 0 || !f.own) {
 			id = anyone
 		}
-		return IPCacheRow{Identity: uint32(id), Node: f.number}, true
+		return IPCacheRow{Identity: uint32(id), Node: f.number, Flags: flags}, true
 	case f.pod != nil:
 		id := f.pod.Identity
 		if id.Cluster() != f.cluster {
 			id = anyone
 		}
-		return IPCacheRow{Identity: uint32(id), Node: f.here}, true
+		return IPCacheRow{Identity: uint32(id), Node: f.here, Flags: flags}, true
 	case f.node != nil:
-		return IPCacheRow{Identity: uint32(anyone), Node: f.node.Number}, true
+		return IPCacheRow{Identity: uint32(anyone), Node: f.node.Number, Flags: flags}, true
 	}
 	return IPCacheRow{}, false
 }
@@ -160,18 +174,16 @@ func (s *State) setIP(c *clusterState, p netip.Prefix, names []string) {
 }
 
 func (s *State) nodeFacts(c *clusterState, p netip.Prefix, f *ipFacts) {
-	if names := c.prefixes[p]; len(names) > 0 && c.reachable(c.nodes[names[0]]) {
-		f.node = c.nodes[names[0]]
+	named := func(names []string) *clustermesh.Node {
+		if len(names) > 0 && c.reachable(c.nodes[names[0]]) {
+			return c.nodes[names[0]]
+		}
+		return nil
 	}
-	if !p.IsSingleIP() {
-		return
-	}
-	if names := c.tunnels[p.Addr()]; len(names) > 0 && c.reachable(c.nodes[names[0]]) {
-		f.tunnel = c.nodes[names[0]]
-		f.self = f.own && names[0] == s.node
-	}
-	if f.own && len(s.podAddrs) > 0 {
-		if uid, ok := s.podAddrs[p.Addr()]; ok {
+	f.node = named(c.prefixes[p])
+	if p.IsSingleIP() {
+		f.tunnel, f.under = named(c.tunnels[p.Addr()]), named(c.underlay[p.Addr()])
+		if uid, ok := s.podAddrs[p.Addr()]; ok && f.own {
 			pod := s.pods[uid]
 			f.pod = &pod
 			if n := c.nodes[s.node]; n != nil {
@@ -179,9 +191,46 @@ func (s *State) nodeFacts(c *clusterState, p netip.Prefix, f *ipFacts) {
 			}
 		}
 	}
+	f.local, f.tunnels = s.place(c, f)
+}
+
+// place says where what counts for a prefix is: on this node, or behind the
+// tunnel.
+func (s *State) place(c *clusterState, f *ipFacts) (local, tunnels bool) {
+	n := f.node
+	switch {
+	case f.tunnel != nil:
+		n = f.tunnel
+	case f.under != nil:
+		n = f.under
+	case f.address != nil:
+		n = c.nodes[f.address.Name.Node]
+	case f.pod != nil:
+		return true, false
+	}
+	switch {
+	case n == nil:
+		return false, false
+	case f.own && n.Name == s.node:
+		return true, false
+	}
+	return false, s.tunnelled(c, n)
+}
+
+// tunnelled reports whether packets to a node go through the tunnel.
+func (s *State) tunnelled(c *clusterState, n *clustermesh.Node) bool {
+	if c.peer != nil {
+		return true
+	}
+	in := PlanInput{Own: c.nodes[s.node], OnLink: s.onLink, EncryptAll: s.encryptAll}
+	_, direct := in.neighbour(n)
+	return !direct
 }
 
 func (s *State) writeIP(c *clusterState, p netip.Prefix, f ipFacts) {
+	if p.IsSingleIP() && c.peer != nil && len(s.clusters[s.own].underlay[p.Addr()]) > 0 {
+		return // a node of the own cluster has it, whatever others say
+	}
 	row, ok := ipRow(f)
 	switch {
 	case p.IsSingleIP() && ok:
@@ -194,8 +243,8 @@ func (s *State) writeIP(c *clusterState, p netip.Prefix, f ipFacts) {
 	default:
 		s.t.ipPrefixes.Delete(MakePrefix(p))
 	}
-	if f.pod != nil {
-		s.endpointRow(p.Addr(), *f.pod, row.Identity)
+	if p.IsSingleIP() {
+		s.takeRecord(p, f, row, ok)
 	}
 }
 
@@ -207,23 +256,51 @@ func (s *State) takeNode(c *clusterState, name string) {
 	if v := c.export(); v != nil {
 		now = v.Node(name)
 	}
+	was := old != nil && s.tunnelled(c, old)
 	if old != nil {
 		s.unindexNode(c, old)
 	}
 	if now != nil {
 		s.indexNode(c, now)
 	}
+	s.takePolicyNode(c, name)
 	again := map[netip.Prefix]bool{}
 	for _, n := range []*clustermesh.Node{old, now} {
 		if n != nil {
-			for _, p := range nodePrefixes(n) {
+			for _, p := range c.prefixesOf(n) {
 				again[p] = true
 			}
 		}
 	}
-	renumbered := old == nil || now == nil || old.Number != now.Number || c.reachable(old) != c.reachable(now)
-	s.retakeIPs(c, func(a clustermesh.AddressName) bool { return again[a.Prefix] || renumbered && a.Node == name }, again)
+	moved := old == nil || now == nil || old.Number != now.Number || c.reachable(old) != c.reachable(now) || was != s.tunnelled(c, now)
+	// Until this node itself is known, all others are behind the tunnel.
+	all := c.peer == nil && name == s.node && (old == nil) != (now == nil)
+	if all {
+		for _, n := range c.nodes {
+			for _, p := range c.prefixesOf(n) {
+				again[p] = true
+			}
+		}
+	}
+	s.retakeIPs(c, func(a clustermesh.AddressName) bool { return all || again[a.Prefix] || moved && a.Node == name }, again)
+	if c.peer == nil {
+		s.yieldUnderlay(old)
+	}
 	s.planDirty = true
+}
+
+// yieldUnderlay has other clusters speak again for addresses that a node of the
+// own cluster may have given up.
+func (s *State) yieldUnderlay(old *clustermesh.Node) {
+	if old == nil {
+		return
+	}
+	for _, a := range old.UnderlayAddresses {
+		p := netip.PrefixFrom(a, a.BitLen())
+		if other := s.byID(s.ownerOf(p)); other != nil && other.peer != nil {
+			s.retakeIPs(other, func(clustermesh.AddressName) bool { return false }, map[netip.Prefix]bool{p: true})
+		}
+	}
 }
 
 // retakeIPs computes the rows of the prefixes in extra, and of the address
@@ -250,7 +327,9 @@ func (s *State) retakeIPs(c *clusterState, which func(clustermesh.AddressName) b
 	}
 }
 
-func nodePrefixes(n *clustermesh.Node) []netip.Prefix {
+// prefixesOf are the prefixes about which a node itself says something. Underlay
+// addresses of other clusters' nodes are ends of tunnels, and nothing else.
+func (c *clusterState) prefixesOf(n *clustermesh.Node) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range n.PodPrefixes {
 		out = append(out, p.Masked())
@@ -258,13 +337,18 @@ func nodePrefixes(n *clustermesh.Node) []netip.Prefix {
 	for _, a := range n.TunnelAddresses {
 		out = append(out, netip.PrefixFrom(a, a.BitLen()))
 	}
+	if c.peer == nil {
+		for _, a := range n.UnderlayAddresses {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
 	return out
 }
 
 // nodeRows writes the rows that a node itself makes. For a node of a view that
 // is being taken in or forgotten as a whole.
 func (s *State) nodeRows(c *clusterState, n *clustermesh.Node) {
-	for _, p := range nodePrefixes(n) {
+	for _, p := range c.prefixesOf(n) {
 		s.setIP(c, p, nil)
 	}
 }
@@ -277,6 +361,11 @@ func (s *State) indexNode(c *clusterState, n *clustermesh.Node) {
 	for _, a := range n.TunnelAddresses {
 		c.tunnels[a] = insertName(c.tunnels[a], n.Name)
 	}
+	if c.peer == nil { // those of other clusters are ends of tunnels alone
+		for _, a := range n.UnderlayAddresses {
+			c.underlay[a] = insertName(c.underlay[a], n.Name)
+		}
+	}
 }
 
 func (s *State) unindexNode(c *clusterState, n *clustermesh.Node) {
@@ -286,6 +375,11 @@ func (s *State) unindexNode(c *clusterState, n *clustermesh.Node) {
 	}
 	for _, a := range n.TunnelAddresses {
 		removeName(c.tunnels, a, n.Name)
+	}
+	if c.peer == nil {
+		for _, a := range n.UnderlayAddresses {
+			removeName(c.underlay, a, n.Name)
+		}
 	}
 }
 
@@ -361,6 +455,7 @@ func (s *State) SetPods(pods []LocalPod) {
 	}
 	for a := range before {
 		if _, still := s.podAddrs[a]; !still {
+			s.forgetPod(a)
 			s.t.deleteEndpoint(MakeAddr(a))
 		}
 	}
@@ -370,9 +465,4 @@ func (s *State) SetPods(pods []LocalPod) {
 	s.planDirty = true
 	s.touchHostPorts()
 	s.release()
-}
-
-// endpointRow wants a pod of this node delivered.
-func (s *State) endpointRow(a netip.Addr, p LocalPod, identity uint32) {
-	s.t.setEndpoint(MakeAddr(a), EndpointRow{IfIndex: p.IfIndex, PodMAC: p.PodMAC, HostMAC: p.HostMAC, Identity: identity})
 }

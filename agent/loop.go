@@ -73,6 +73,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		a.tellOwnNode()
 	}
 	busy = a.state.t.flush(turnRows) || busy
+	busy = a.state.sweepPolicy() || busy
 	a.measure(busy)
 	now := time.Now()
 	resetAt := a.tellOthers(now)

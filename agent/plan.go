@@ -22,6 +22,7 @@ type PlanInput struct {
 	OnLink      []netip.Prefix // this node's underlay interfaces
 	Remote      []PlanCluster
 	UnderlayMTU uint16
+	EncryptAll  bool // neighbours, too, by WireGuard
 }
 
 // PlanCluster is a remote cluster: what it was admitted for, and its nodes.
@@ -41,11 +42,13 @@ type PlanCluster struct {
 // own one, then by time of joining, then by ID), and the other's claim is a
 // Problem.
 //
-// A neighbour of the own cluster on the same L2 gets direct routes; every other
+// A neighbour of the own cluster on the same L2 gets direct routes, unless
+// everything is to be encrypted; every other
 // node a WireGuard peer that may carry exactly its pod prefixes, and tunnel
 // routes. Every prefix behind the tunnel, and every prefix a peer was admitted
 // for, has a blackhole route as well, so that losing the device loses
-// connectivity and never secrecy. The exception is a remote prefix that takes in
+// connectivity and never secrecy. This node's own prefixes have an unreachable
+// route, so that who asks for a pod that is gone is told at once. The exception is a remote prefix that takes in
 // an address which tunnels themselves need: see overUnderlay.
 func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow, problems []clustermesh.Problem) {
 	p := planner{in: in, peers: map[PeerKey]PeerRow{}, routes: map[RouteKey]RouteRow{}, claimed: newClaims(in), keys: map[PeerKey]string{}}
@@ -91,6 +94,7 @@ func (p *planner) ownNodes() {
 	if p.in.Own != nil {
 		for _, prefix := range p.in.Own.PodPrefixes {
 			p.claimed.add(prefix, claim{"", p.in.Own.Name})
+			p.routes[RouteKey{MakePrefix(prefix), RouteUnreachable}] = RouteRow{}
 		}
 		p.keys[PeerKey(p.in.Own.WireGuardKey)] = p.in.Own.Name
 	}
@@ -101,37 +105,49 @@ func (p *planner) ownNodes() {
 		if p.in.Own != nil && n.Name == p.in.Own.Name {
 			continue
 		}
-		if p.in.Own == nil || !p.direct(n) {
+		hops, ok := p.in.neighbour(n)
+		if !ok {
 			p.tunnel("", n)
-		} else if key := PeerKey(n.WireGuardKey); p.keys[key] == "" {
+			continue
+		}
+		p.direct(n, hops)
+		if key := PeerKey(n.WireGuardKey); p.keys[key] == "" {
 			p.keys[key] = n.Name // no peer has it, and no other cluster's node may
 		}
 	}
 }
 
-// direct gives a neighbour direct routes, if all its prefixes can have one.
-func (p *planner) direct(n *clustermesh.Node) bool {
-	via := map[netip.Prefix]netip.Addr{}
-	for _, prefix := range n.PodPrefixes {
-		hop, ok := p.neighbour(n, prefix.Addr().Is4())
-		if !ok {
-			return false
-		}
-		via[prefix] = hop
-	}
+// direct gives a neighbour direct routes.
+func (p *planner) direct(n *clustermesh.Node, via map[netip.Prefix]netip.Addr) {
 	for prefix, hop := range via {
 		if p.claim("", n, prefix) {
 			p.routes[RouteKey{MakePrefix(prefix), RouteDirect}] = RouteRow{Via: MakeAddr(hop), Source: p.source(prefix)}
 		}
 	}
-	return true
 }
 
-// neighbour is an underlay address of n that lies on a link of this node.
-func (p *planner) neighbour(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
+// neighbour says whether a node of the own cluster is reached by direct routes,
+// all its prefixes, and by which next hops.
+func (in *PlanInput) neighbour(n *clustermesh.Node) (map[netip.Prefix]netip.Addr, bool) {
+	if in.Own == nil || in.EncryptAll {
+		return nil, false
+	}
+	via := map[netip.Prefix]netip.Addr{}
+	for _, prefix := range n.PodPrefixes {
+		hop, ok := in.onLink(n, prefix.Addr().Is4())
+		if !ok {
+			return nil, false
+		}
+		via[prefix] = hop
+	}
+	return via, true
+}
+
+// onLink is an underlay address of n that lies on a link of this node.
+func (in *PlanInput) onLink(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
 	var found []netip.Addr
 	for _, a := range n.UnderlayAddresses {
-		for _, link := range p.in.OnLink {
+		for _, link := range in.OnLink {
 			if a.Is4() == v4 && link.Contains(a) {
 				found = append(found, a)
 			}

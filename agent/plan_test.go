@@ -44,7 +44,7 @@ func TestPlanMistakes(t *testing.T) {
 	if len(peers) != 3 {
 		t.Errorf("peers:\n%s", PeerText.Print(peers))
 	}
-	want := "10.2.0.0/16 blackhole\n10.2.1.0/24 blackhole\n10.2.1.0/24 tunnel src=10.1.1.1 mtu=1370\n10.2.2.0/24 blackhole\n10.2.4.0/24 blackhole\n10.2.4.0/24 tunnel src=10.1.1.1 mtu=1370\n"
+	want := "10.1.1.0/24 unreachable\n10.2.0.0/16 blackhole\n10.2.1.0/24 blackhole\n10.2.1.0/24 tunnel src=10.1.1.1 mtu=1370\n10.2.2.0/24 blackhole\n10.2.4.0/24 blackhole\n10.2.4.0/24 tunnel src=10.1.1.1 mtu=1370\n"
 	if got := RouteText.Print(routes); got != want {
 		t.Errorf("routes:\n%s", got)
 	}

@@ -21,6 +21,7 @@ type podGate struct {
 const (
 	gateWait  = 10 * time.Second
 	gateAgain = 50 * time.Millisecond
+	rowWait   = 2 * time.Second
 )
 
 var errPodNotYet = errors.New("pod not connected yet")
@@ -30,7 +31,46 @@ func (g *podGate) add(ctx context.Context, r PodRequest) (PodResult, error) {
 	if err := g.wait(ctx); err != nil {
 		return PodResult{}, fmt.Errorf("%w: %w; the runtime will try again", errPodNotYet, err)
 	}
-	return g.agent.cfg.Pods.Add(ctx, r)
+	result, err := g.agent.cfg.Pods.Add(ctx, r)
+	if err == nil {
+		g.waitRow(ctx, result)
+	}
+	return result, err
+}
+
+// waitRow gives the pod's rows a moment to get into the kernel, so that its first
+// packets are not dropped for the lack of them: until then nothing passes.
+func (g *podGate) waitRow(ctx context.Context, result PodResult) {
+	ctx, cancel := context.WithTimeout(ctx, rowWait)
+	defer cancel()
+	for {
+		missing := false
+		if err := g.agent.call(ctx, func() { missing = g.agent.rowless(result) }); err != nil || !missing {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(gateAgain):
+		}
+	}
+}
+
+// rowless reports whether a pod that this node has lacks its row in the kernel.
+func (a *Agent) rowless(result PodResult) bool {
+	if a.pods.Load() != nil {
+		return true // the list with the pod in it is not taken yet
+	}
+	for _, ip := range result.IPs {
+		addr := ip.Address.Addr()
+		if _, ours := a.state.podAddrs[addr]; !ours {
+			continue
+		}
+		if _, there := a.state.t.endpoints.Actual(MakeAddr(addr)); !there {
+			return true
+		}
+	}
+	return false
 }
 
 func (g *podGate) wait(ctx context.Context) error {

@@ -100,6 +100,11 @@ func snapshotRecords(v *clustermesh.View) iter.Seq2[string, []byte] {
 				return
 			}
 		}
+		for r := range v.ClusterPolicies() {
+			if !emit(r) {
+				return
+			}
+		}
 	}
 }
 

@@ -14,12 +14,15 @@ import (
 // taking a fact in changes the wanted rows of the tables, or notes what is to be
 // computed by Compute. What it wants depends on the facts, never on their order.
 type State struct {
-	own    string
-	ownID  clustermesh.ID
-	node   string
-	onLink []netip.Prefix
-	mtu    uint16
-	t      *tableSet
+	own        string
+	ownID      clustermesh.ID
+	node       string
+	onLink     []netip.Prefix
+	mtu        uint16
+	encryptAll bool
+	t          *tableSet
+	policy     policyFacts
+	config     ConfigRow // what the table has of the configuration
 
 	clusters map[string]*clusterState
 	exports  map[string]*clustermesh.View // scope export, by cluster: what Merge takes
@@ -67,12 +70,14 @@ type clusterState struct {
 	nodes    map[string]*clustermesh.Node // as they are in the tables
 	prefixes map[netip.Prefix][]string    // pod prefix → nodes that name it, sorted
 	tunnels  map[netip.Addr][]string      // tunnel address → nodes, sorted
+	underlay map[netip.Addr][]string      // underlay address → nodes, sorted; own cluster only
 	claims   map[netip.Prefix][]string    // address records whose prefix several nodes name, or a node not known
 }
 
 // NewState makes an empty state that writes its wishes into the deltas.
 func newState(cfg Config, tables Tables) *State {
 	s := &State{
+		policy: newPolicyFacts(policyOptions(cfg)), config: configRow(cfg), encryptAll: cfg.EncryptAll,
 		own: cfg.Cluster, ownID: cfg.ClusterID, node: cfg.Node, onLink: cfg.OnLink, mtu: cfg.UnderlayMTU,
 		clusters: map[string]*clusterState{}, exports: map[string]*clustermesh.View{}, blank: map[clustermesh.ID]bool{}, removed: map[clustermesh.ID]bool{},
 		pods: map[string]LocalPod{}, podAddrs: map[netip.Addr]string{},
@@ -94,7 +99,7 @@ func newClusterState(name string, id clustermesh.ID, peer *clustermesh.Peer) *cl
 		name: name, id: id, peer: peer,
 		views: map[clustermesh.Scope]*clustermesh.View{}, live: map[clustermesh.Scope]bool{},
 		nodes: map[string]*clustermesh.Node{}, prefixes: map[netip.Prefix][]string{},
-		tunnels: map[netip.Addr][]string{}, claims: map[netip.Prefix][]string{},
+		tunnels: map[netip.Addr][]string{}, underlay: map[netip.Addr][]string{}, claims: map[netip.Prefix][]string{},
 	}
 }
 
@@ -146,7 +151,7 @@ func (s *State) known(id clustermesh.ID) bool {
 	case ownerHostPorts:
 		return s.podsSet && s.clusters[s.own].synced()
 	case ownerPolicy:
-		return s.podsSet && s.clusters[s.own].synced()
+		return s.policyKnown()
 	}
 	if c := s.byID(id); c != nil {
 		return c.synced()
@@ -233,9 +238,11 @@ func (s *State) Compute(budget int) (more bool) {
 	}
 	s.first = s.first[:0]
 	s.setHurry(false)
+	s.applyPolicy()
 	if s.planDirty {
 		s.planDirty, s.healthDirty = false, true
 		s.plan()
+		s.wantConfig()
 	}
 	for name := range s.dirty {
 		if budget == 0 || s.t.slots.Pending()-s.t.slots.Stuck() >= turnRows {
@@ -250,7 +257,7 @@ func (s *State) Compute(budget int) (more bool) {
 
 // plan computes peers and routes anew and notes the differences.
 func (s *State) plan() {
-	in := PlanInput{OnLink: s.onLink, UnderlayMTU: s.mtu}
+	in := PlanInput{OnLink: s.onLink, UnderlayMTU: s.mtu, EncryptAll: s.encryptAll}
 	for _, c := range s.clusters {
 		nodes := slices.Collect(maps.Values(c.nodes))
 		if c.peer == nil {
@@ -296,7 +303,7 @@ func (s *State) Problems() []clustermesh.Problem {
 	for _, key := range slices.Sorted(maps.Keys(s.problems)) {
 		out = append(out, s.problems[key])
 	}
-	return out
+	return append(out, s.policy.engine.Problems()...)
 }
 
 // healthTargets are the nodes to probe: every node of every cluster but this

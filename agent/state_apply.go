@@ -56,6 +56,7 @@ func (s *State) takeChanges(c *clusterState, old, view *clustermesh.View, change
 	}
 	for ch := range changes {
 		s.take(c, ch)
+		s.takePolicy(c, view, ch.Key)
 		peers = peers || ch.Key.Kind == clustermesh.KindPeer
 	}
 	if list && len(c.claims) > 0 {
@@ -106,7 +107,9 @@ func (s *State) take(c *clusterState, ch clustermesh.Change) {
 func (s *State) takeView(c *clusterState, v *clustermesh.View) {
 	for n := range v.Nodes() {
 		s.indexNode(c, n)
+		s.takePolicyNode(c, n.Name)
 	}
+	s.takePolicies(c, v)
 	for n := range v.Nodes() {
 		s.nodeRows(c, n)
 	}
@@ -129,6 +132,7 @@ func (s *State) forgetView(c *clusterState, v *clustermesh.View) {
 	nodes := slices.Collect(maps.Values(c.nodes))
 	c.nodes, c.claims = map[string]*clustermesh.Node{}, map[netip.Prefix][]string{}
 	c.prefixes, c.tunnels = map[netip.Prefix][]string{}, map[netip.Addr][]string{}
+	s.forgetIdentities(v)
 	for a := range v.Addresses() {
 		s.setIP(c, a.Name.Prefix, nil)
 	}

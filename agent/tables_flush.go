@@ -200,7 +200,7 @@ func (t *tableSet) namedServices() map[uint64]bool {
 func (t *tableSet) coversNothing() func(RouteKey, RouteRow) bool {
 	leaving := map[Prefix]struct{}{}
 	for k, rows := range t.routes.pending() {
-		if rows[1] == nil && k.Kind != RouteBlackhole {
+		if rows[1] == nil && !blackhole(k, RouteRow{}) {
 			leaving[k.Prefix] = struct{}{}
 		}
 	}

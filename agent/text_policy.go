@@ -174,7 +174,7 @@ func (f *fields) subject(s string) SubjectKey {
 	return SubjectKey(id)
 }
 
-// names writes flags by name, the lowest bit first.
+// flagNames writes flags by name, the lowest bit first.
 func flagNames(flags uint32, names []string) string {
 	var out []string
 	for i, name := range names {
@@ -191,7 +191,7 @@ func flagNames(flags uint32, names []string) string {
 	return strings.Join(out, ",")
 }
 
-func (f *fields) flagNames(name string, names []string) (flags uint32) {
+func (f *fields) flagNames(name string, bits int, names []string) (flags uint32) {
 	s, ok := f.take(name)
 	if !ok || s == "-" {
 		return 0
@@ -204,7 +204,7 @@ words:
 				continue words
 			}
 		}
-		n, err := strconv.ParseUint(word, 10, 32)
+		n, err := strconv.ParseUint(word, 10, bits)
 		f.fail(name, s, err)
 		flags |= uint32(n)
 	}
@@ -214,9 +214,11 @@ words:
 var (
 	subjectFlags = []string{"isolated-in", "isolated-out", "classes-in", "classes-out", "closed"}
 	configFlags  = []string{"encrypt-all", "masquerade"}
+	ipFlags      = []string{"tunnel-address", "encrypted", "here"}
 )
 
 func (f SubjectFlags) String() string { return flagNames(uint32(f), subjectFlags) }
+func (f IPFlags) String() string      { return flagNames(uint32(f), ipFlags) }
 func (f ConfigFlags) String() string  { return flagNames(uint32(f), configFlags) }
 
 func formatSubject(k SubjectKey, v SubjectRow) string {
@@ -226,7 +228,7 @@ func formatSubject(k SubjectKey, v SubjectRow) string {
 func parseSubject(line string) (k SubjectKey, v SubjectRow, err error) {
 	f := splitLine(line, 1)
 	k = f.subject(f.words[0])
-	v.Flags = SubjectFlags(f.flagNames("flags", subjectFlags))
+	v.Flags = SubjectFlags(f.flagNames("flags", 32, subjectFlags))
 	return k, v, f.done()
 }
 
@@ -322,7 +324,7 @@ func parseConfig(line string) (k ConfigKey, v ConfigRow, err error) {
 		f.fail("key", f.words[0], errors.New("want node"))
 	}
 	v.Cluster, v.Node = uint16(f.number("cluster", 16)), uint16(f.number("number", 16))
-	v.Flags = ConfigFlags(f.flagNames("flags", configFlags))
+	v.Flags = ConfigFlags(f.flagNames("flags", 32, configFlags))
 	if s, ok := f.take("ports"); ok {
 		lo, hi, _ := strings.Cut(s, "-")
 		first, err := strconv.ParseUint(lo, 10, 16)

@@ -97,13 +97,13 @@ func parseRoute(line string) (k RouteKey, v RouteRow, err error) {
 func formatIPRow(v IPCacheRow) string {
 	s := fmt.Sprintf(" identity=%s node=%d", formatIdentity(v.Identity), v.Node)
 	if v.Flags != 0 {
-		s += fmt.Sprintf(" flags=%d", v.Flags)
+		s += " flags=" + v.Flags.String()
 	}
 	return s
 }
 
 func (f *fields) ipRow() IPCacheRow {
-	return IPCacheRow{Identity: f.identity(), Node: uint16(f.number("node", 16)), Flags: IPFlags(f.number("flags", 16))}
+	return IPCacheRow{Identity: f.identity(), Node: uint16(f.number("node", 16)), Flags: IPFlags(f.flagNames("flags", 16, ipFlags))}
 }
 
 func formatIPPrefix(k Prefix, v IPCacheRow) string { return k.String() + formatIPRow(v) }

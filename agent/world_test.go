@@ -158,27 +158,33 @@ func (w *world) request(method, path string, body io.Reader) (int, string) {
 }
 
 const (
-	routesBoth = `10.1.2.0/24 direct via=192.168.1.2 src=10.1.1.1
+	routesBoth = `10.1.1.0/24 unreachable
+10.1.2.0/24 direct via=192.168.1.2 src=10.1.1.1
 10.2.0.0/16 blackhole
 10.2.1.0/24 blackhole
 10.2.1.0/24 tunnel src=10.1.1.1 mtu=1420
 10.2.2.0/24 blackhole
 10.2.2.0/24 tunnel src=10.1.1.1 mtu=1420
 `
-	ipsAWS = `10.1.1.1 identity=0:1 node=1
-10.1.1.10 identity=1:5 node=1
-10.1.2.1 identity=0:3 node=2
-10.1.2.10 identity=1:5 node=2
+	// The v6 prefixes of the neighbour have no v6 underlay address, so all of it
+	// goes by WireGuard.
+	ipsAWS = `10.1.1.1 identity=0:1 node=1 flags=tunnel-address
+10.1.1.10 identity=1:5 node=1 flags=here
+10.1.2.1 identity=0:3 node=2 flags=encrypted
+10.1.2.10 identity=1:5 node=2 flags=encrypted
 `
-	ipsGCP = `10.2.1.1 identity=0:3 node=1
-10.2.1.10 identity=2:5 node=1
-10.2.2.1 identity=0:3 node=2
-10.2.2.10 identity=2:5 node=2
+	ipsGCP = `10.2.1.1 identity=0:3 node=1 flags=encrypted
+10.2.1.10 identity=2:5 node=1 flags=encrypted
+10.2.2.1 identity=0:3 node=2 flags=encrypted
+10.2.2.10 identity=2:5 node=2 flags=encrypted
 `
-	prefixes4 = `10.1.1.0/24 identity=1:0 node=1
-10.1.2.0/24 identity=1:0 node=2
-10.2.1.0/24 identity=2:0 node=1
-10.2.2.0/24 identity=2:0 node=2
+	ipsUnderlay = `192.168.1.1 identity=0:1 node=1
+192.168.1.2 identity=0:3 node=2
+`
+	prefixes4 = `10.1.1.0/24 identity=1:0 node=1 flags=here
+10.1.2.0/24 identity=1:0 node=2 flags=encrypted
+10.2.1.0/24 identity=2:0 node=1 flags=encrypted
+10.2.2.0/24 identity=2:0 node=2 flags=encrypted
 `
 )
 
