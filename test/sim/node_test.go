@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -132,9 +133,23 @@ func (n *node) checkIP(k agent.Addr, row agent.IPCacheRow) {
 	}
 	own := n.of.Facts.Node(n.n).PodPrefixes
 	known := n.of.nodes[n.n]
+	if n.underlay(k) {
+		return
+	}
 	if known && !inside(own, k.IP()) && !n.path(k.IP()) {
 		n.s.fail("%s: address %v (%s) has no peer", n.name, k, agent.IPText.Format(k, row))
 	}
+}
+
+// underlay tells the addresses that a node of the cluster has, or had, outside
+// the mesh: no peer leads there.
+func (n *node) underlay(k agent.Addr) bool {
+	for i := range 5 {
+		if slices.Contains(n.of.Facts.Node(i).UnderlayAddresses, k.IP()) {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *node) path(a netip.Addr) bool {
@@ -159,7 +174,7 @@ func (n *node) checkPaths(what string) {
 		}
 	}
 	for k := range n.ips.Rows() {
-		if !inside(own, k.IP()) && !inside(allowed, k.IP()) {
+		if !inside(own, k.IP()) && !inside(allowed, k.IP()) && !n.underlay(k) {
 			n.s.fail("%s: %s while address %v leads there", n.name, what, k)
 		}
 	}
@@ -224,22 +239,40 @@ func (n *node) expected() string {
 	return b.String()
 }
 
+// expectIPs: nothing is on one link here, so all nodes but this one are behind
+// the tunnel.
 func (n *node) expectIPs(v *clustermesh.View, prefixes map[agent.Prefix]agent.IPCacheRow, ips map[agent.Addr]agent.IPCacheRow) {
+	own := v.Name() == n.of.Name
+	at := func(node *clustermesh.Node) agent.IPFlags {
+		if own && node.Name == n.name {
+			return agent.IPHere
+		}
+		return agent.IPEncrypted
+	}
 	for a := range v.Addresses() {
 		if node := v.Node(a.Name.Node); node != nil {
-			ips[agent.MakeAddr(a.Name.Prefix.Addr())] = agent.IPCacheRow{Identity: uint32(a.Identity), Node: node.Number}
+			ips[agent.MakeAddr(a.Name.Prefix.Addr())] = agent.IPCacheRow{Identity: uint32(a.Identity), Node: node.Number, Flags: at(node)}
 		}
 	}
 	for node := range v.Nodes() {
 		for _, p := range node.PodPrefixes {
-			prefixes[agent.MakePrefix(p)] = agent.IPCacheRow{Identity: uint32(clustermesh.MakeIdentity(v.ID(), 0)), Node: node.Number}
+			prefixes[agent.MakePrefix(p)] = agent.IPCacheRow{Identity: uint32(clustermesh.MakeIdentity(v.ID(), 0)), Node: node.Number, Flags: at(node)}
+		}
+		host := agent.IPCacheRow{Identity: uint32(clustermesh.IdentityRemoteNode), Node: node.Number}
+		tunnel := host
+		tunnel.Flags = agent.IPEncrypted
+		if own && node.Name == n.name {
+			host.Identity = uint32(clustermesh.IdentityHost)
+			tunnel = host
+			tunnel.Flags = agent.IPTunnelAddress
 		}
 		for _, a := range node.TunnelAddresses {
-			id := clustermesh.IdentityRemoteNode
-			if node.Name == n.name {
-				id = clustermesh.IdentityHost
+			ips[agent.MakeAddr(a)] = tunnel
+		}
+		for _, a := range node.UnderlayAddresses {
+			if own {
+				ips[agent.MakeAddr(a)] = host
 			}
-			ips[agent.MakeAddr(a)] = agent.IPCacheRow{Identity: uint32(id), Node: node.Number}
 		}
 	}
 }
