@@ -14,6 +14,8 @@ type HealthPort struct {
 type HealthPorts interface {
 	// Set says what changed. It must not block.
 	Set(changes []HealthPort)
+	// Problems are the ports that nobody answers at.
+	Problems() []clustermesh.Problem
 }
 
 func healthPort(m clustermesh.Merged, at vantage) HealthPort {

@@ -29,6 +29,9 @@ func (a *Agent) allProblems(clusters []ClusterStatus) []clustermesh.Problem {
 			out = append(out, p)
 		}
 	}
+	if a.cfg.HealthPorts != nil {
+		out = append(out, a.cfg.HealthPorts.Problems()...)
+	}
 	return append(out, a.state.Problems()...)
 }
 

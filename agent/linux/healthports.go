@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +22,8 @@ import (
 
 // healthPortRetry is how soon a port that is taken is tried again.
 const healthPortRetry = 5 * time.Second
+
+var _ agent.HealthPorts = (*HealthPorts)(nil)
 
 // HealthPorts answers load balancers at health check ports, as kube-proxy does:
 // whether this node has endpoints of a service whose traffic from outside stays
@@ -79,12 +84,14 @@ func (h *HealthPorts) again() {
 	}
 }
 
-// Problems are the ports that nobody answers at.
+// Problems implements agent.HealthPorts.
 func (h *HealthPorts) Problems() []clustermesh.Problem {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var out []clustermesh.Problem
-	for name, err := range h.failed {
+	names := slices.SortedFunc(maps.Keys(h.failed), func(a, b clustermesh.ServiceName) int { return strings.Compare(a.String(), b.String()) })
+	for _, name := range names {
+		err := h.failed[name]
 		out = append(out, clustermesh.Problem{
 			What: fmt.Sprintf("health check port %d of service %s is not served", h.wanted[name].Port, name), Why: err.Error(),
 			Fix: "see who has the port on this node, and stop it; it is tried again by itself. Until then load balancers take this node for one without endpoints",
@@ -177,15 +184,7 @@ type healthServer struct {
 }
 
 func (s *healthServer) serves(port uint16, at []netip.Addr) bool {
-	if s.port != port || len(s.at) != len(at) {
-		return false
-	}
-	for i := range at {
-		if s.at[i] != at[i] {
-			return false
-		}
-	}
-	return true
+	return s.port == port && slices.Equal(s.at, at)
 }
 
 func (s *healthServer) close() { s.server.Close() }
