@@ -49,3 +49,10 @@ func frame(packet []byte) []byte {
 	}
 	return append(f, packet...)
 }
+
+// neighbour is a neighbour solicitation.
+func neighbour(src, dst string) []byte {
+	p := ip6(src, dst, 58, append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 16)...))
+	p[7] = 255
+	return p
+}

@@ -232,31 +232,11 @@ __noinline int tmb_flow_cut(struct __sk_buff *skb, struct tmb_packet *p, __u32 r
 	return 0;
 }
 
-/* The verdict on a flow, from one of its packets. */
-static __always_inline int tmb_judge_packet(struct tmb_packet *p, struct tmb_ends *e, bool forward)
-{
-	bool to = p->what & TMB_IS_TRANSLATED;
-
-	e->proto = p->proto;
-	e->pad = 0;
-	if (forward) {
-		tmb_copy(&e->src, &p->src);
-		tmb_copy(&e->dst, to ? &p->to_dst : &p->dst);
-		e->port = to ? p->to_dport : p->dport;
-	} else {
-		tmb_copy(&e->src, to ? &p->to_dst : &p->dst);
-		tmb_copy(&e->dst, &p->src);
-		e->port = p->sport;
-	}
-	return tmb_judge(e);
-}
-
 /* A packet that has a row, or not (TMB_FRESH). 0: it may go on, translated into
  * p->to_* where its flow is. */
 __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 how)
 {
 	struct tmb_flow_key key TMB_ALIGNED;
-	struct tmb_ends e TMB_ALIGNED = {};
 	__u32 flags, next, epoch;
 	struct tmb_flow *f;
 	bool forward;
@@ -278,7 +258,7 @@ __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 h
 		if (!forward) { /* both at once, or another connection: by its own right */
 			if (flags & TMB_FLOW_REPLY)
 				return TMB_DROP_NAT_CONFLICT;
-			reason = tmb_judge_packet(p, &e, true);
+			reason = tmb_judge(p, true);
 			if (reason)
 				return reason;
 		} else if (flags & TMB_FLOW_SERVICE && !tmb_backend_stands(f, true)) {
@@ -290,18 +270,17 @@ __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 h
 	if (forward && flags & TMB_FLOW_REPLY && how & TMB_RAW)
 		return TMB_DROP_NAT_CONFLICT; /* answers to it would be taken for the service's */
 	tmb_flow_take(f, p, forward);
-	p->rule = f->rule;
 	epoch = tmb_epoch();
 	if (f->epoch != epoch) {
-		reason = tmb_judge_packet(p, &e, forward);
-		p->rule = e.rule;
+		reason = tmb_judge(p, forward);
 		if (reason) {
 			tmb_flow_cut(skb, p, reason);
 			return reason;
 		}
-		f->rule = e.rule;
+		f->rule = p->rule;
 		f->epoch = epoch;
 	}
+	p->rule = f->rule;
 	next = tmb_flow_state(flags, p, forward);
 	now = bpf_ktime_get_coarse_ns();
 	if (next != flags || now - f->seen >= TMB_SECOND) {
@@ -353,17 +332,16 @@ __noinline int tmb_free_port(struct tmb_packet *p)
  * reason to drop. */
 __noinline int tmb_flow_new(struct __sk_buff *skb, struct tmb_packet *p, struct tmb_flow *f)
 {
-	struct tmb_ends e TMB_ALIGNED = {};
 	int reason, other;
 
 	if (!p || !f)
 		return TMB_DROP_MALFORMED;
 	f->epoch = tmb_epoch(); /* before it is asked for */
-	reason = tmb_judge_packet(p, &e, true);
+	reason = tmb_judge(p, true);
 	if (!tmb_may_open(p)) {
 		/* Its flow may have been pushed out, and this be an answer. */
 		if (reason && !(p->what & TMB_IS_TRANSLATED)) {
-			other = tmb_judge_packet(p, &e, false);
+			other = tmb_judge(p, false);
 			if (!other) {
 				reason = 0;
 				f->flags |= TMB_FLOW_ANSWERED;
@@ -372,7 +350,6 @@ __noinline int tmb_flow_new(struct __sk_buff *skb, struct tmb_packet *p, struct 
 		if (!reason)
 			tmb_count(TMB_FLOW_EVICTED);
 	}
-	p->rule = e.rule;
 	if (reason)
 		return reason;
 	if (p->what & TMB_IS_TRANSLATED) {
@@ -388,7 +365,7 @@ __noinline int tmb_flow_new(struct __sk_buff *skb, struct tmb_packet *p, struct 
 	}
 	if (p->tcp & TMB_RST)
 		f->flags |= TMB_FLOW_RESET;
-	f->rule = e.rule;
+	f->rule = p->rule;
 	tmb_flow_write(p, f);
 	tmb_count(TMB_FLOW_NEW);
 	tmb_tell(skb, p, TMB_EVENT_NEW, 0);

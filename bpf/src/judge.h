@@ -12,16 +12,6 @@
 #include "policy.h"
 
 
-/* Declare it TMB_ALIGNED. */
-struct tmb_ends {
-	struct tmb_addr src;
-	struct tmb_addr dst;
-	__be16 port; /* of the destination */
-	__u8 proto;
-	__u8 pad;
-	__u32 rule; /* out: what decided; 0 = no rule did */
-};
-
 static __always_inline __u32 tmb_epoch(void)
 {
 	__u32 zero = 0, *epoch = bpf_map_lookup_elem(&tmb_epoch_1, &zero);
@@ -29,45 +19,60 @@ static __always_inline __u32 tmb_epoch(void)
 	return epoch ? *epoch : 0;
 }
 
-static __always_inline bool tmb_allows(struct tmb_ends *e, __u64 subject, __u32 dir, struct tmb_addr *other,
-				       __u32 identity, bool *ready)
+static __always_inline int tmb_allows(struct tmb_packet *p, __u64 subject, __u32 dir, const struct tmb_addr *other,
+				      __u32 identity, __be16 port)
 {
 	struct tmb_ask ask TMB_ALIGNED = {
-		.subject = subject, .identity = identity, .dir = dir, .proto = e->proto, .port = e->port,
+		.subject = subject, .identity = identity, .dir = dir, .proto = p->proto, .port = port,
 	};
 	bool yes;
 
 	tmb_copy(&ask.address, other);
 	yes = tmb_policy_verdict(&ask);
-	e->rule = ask.rule;
-	*ready = ask.reason != TMB_BY_NOT_LOADED;
-	return yes;
+	p->rule = ask.rule;
+	if (yes)
+		return 0;
+	if (ask.reason == TMB_BY_NOT_LOADED)
+		return TMB_DROP_POLICY_NOT_READY;
+	return dir == TMB_EGRESS ? TMB_DROP_POLICY_EGRESS : TMB_DROP_POLICY_INGRESS;
 }
 
-/* 0, or the reason to drop. */
-__noinline int tmb_judge(struct tmb_ends *e)
+/* Of a packet that goes the way its flow was opened (forward), or the other way.
+ * 0, or the reason to drop; p->rule is what decided, 0 = no rule did. */
+__noinline int tmb_judge(struct tmb_packet *p, __u32 forward)
 {
-	struct tmb_endpoint *from, *to;
 	__u32 src, dst, closed = 0;
+	struct tmb_addr *opener, *other;
+	struct tmb_endpoint *from, *to;
 	__u64 out = 0, in = 0;
-	bool ready;
+	__be16 port;
+	int reason;
 
-	if (!e)
+	if (!p)
 		return TMB_DROP_POLICY_NOT_READY;
-	e->rule = 0;
-	if (tmb_same(&e->src, &e->dst))
+	p->rule = 0;
+	opener = p->what & TMB_IS_TRANSLATED ? &p->to_dst : &p->dst;
+	port = p->what & TMB_IS_TRANSLATED ? p->to_dport : p->dport;
+	other = &p->src;
+	if (forward) {
+		other = opener;
+		opener = &p->src;
+	} else {
+		port = p->sport;
+	}
+	if (tmb_same(opener, other))
 		return 0;
-	from = bpf_map_lookup_elem(&tmb_endpoint_2, &e->src);
+	from = bpf_map_lookup_elem(&tmb_endpoint_2, opener);
 	if (from) {
 		src = from->identity;
 		out = from->subject;
 		closed = from->flags & TMB_EP_CLOSED;
 	} else {
-		src = tmb_identity(&e->src);
+		src = tmb_identity(opener);
 		if (src == IDENTITY_HOST)
 			return 0;
 	}
-	to = bpf_map_lookup_elem(&tmb_endpoint_2, &e->dst);
+	to = bpf_map_lookup_elem(&tmb_endpoint_2, other);
 	if (to) {
 		dst = to->identity;
 		in = to->subject;
@@ -78,13 +83,14 @@ __noinline int tmb_judge(struct tmb_ends *e)
 	if (!to) {
 		if (!out)
 			return 0;
-		dst = tmb_identity(&e->dst);
+		dst = tmb_identity(other);
 		if (dst == IDENTITY_HOST)
 			return 0;
 	}
-	if (out && !tmb_allows(e, out, TMB_EGRESS, &e->dst, dst, &ready))
-		return ready ? TMB_DROP_POLICY_EGRESS : TMB_DROP_POLICY_NOT_READY;
-	if (in && !tmb_allows(e, in, TMB_INGRESS, &e->src, src, &ready))
-		return ready ? TMB_DROP_POLICY_INGRESS : TMB_DROP_POLICY_NOT_READY;
-	return 0;
+	if (out) {
+		reason = tmb_allows(p, out, TMB_EGRESS, other, dst, port);
+		if (reason)
+			return reason;
+	}
+	return in ? tmb_allows(p, in, TMB_INGRESS, opener, src, port) : 0;
 }

@@ -11,8 +11,8 @@
  *   Nothing up anywhere: the first slot that was looked at stands; if health
  *   let none be looked at, the draw is repeated blind to health.
  *
- * The Go twin is choose_test.go: change both. Each function below is global, so
- * the verifier checks it once, by itself, whoever calls it. */
+ * The Go twin is choose_test.go: change both. Most functions below are global, so
+ * the verifier checks them once, by themselves, whoever calls them. */
 #pragma once
 
 #include "tables.h"
@@ -173,7 +173,7 @@ __noinline int tmb_try_tier(struct tmb_service *svc, struct tmb_draw *d, __u32 t
 }
 
 /* The tiers from start on, then back from it. */
-__noinline int tmb_try_tiers(struct tmb_service *svc, struct tmb_draw *d, __u32 start)
+static __always_inline int tmb_try_tiers(struct tmb_service *svc, struct tmb_draw *d, __u32 start)
 {
 	__u32 i, tier, n;
 
@@ -192,8 +192,9 @@ __noinline int tmb_try_tiers(struct tmb_service *svc, struct tmb_draw *d, __u32 
 	return 0;
 }
 
-/* The choice. 0: the service has no backend; otherwise d has one. */
-__noinline int tmb_choose(struct tmb_service *svc, struct tmb_draw *d)
+/* The choice. 0: the service has no backend; otherwise d has one. In line: a call
+ * less on a stack that packets share with much else. */
+static __always_inline int tmb_choose(struct tmb_service *svc, struct tmb_draw *d)
 {
 	__u32 start, n;
 
@@ -271,4 +272,79 @@ __noinline int tmb_choose_for(struct tmb_service_key *key, struct tmb_draw *d)
 			return TMB_CHOSEN;
 	}
 	return TMB_NO_BACKEND;
+}
+
+/* sessionAffinity ClientIP: what this client was given, if that is not too long
+ * ago and still stands and is up. True: d has it. */
+__noinline int tmb_affinity_find(struct tmb_service_key *key, struct tmb_addr *client, struct tmb_draw *d)
+{
+	struct tmb_affinity_key akey = {};
+	struct tmb_affinity *row;
+	struct tmb_service *svc;
+	struct tmb_slot *slot;
+	__u64 now, timeout;
+
+	if (!key || !client || !d)
+		return 0;
+	svc = bpf_map_lookup_elem(&tmb_services_1, key);
+	if (!svc)
+		return 0;
+	akey.service = svc->id;
+	akey.client = *client;
+	timeout = svc->affinity * 1000000000ULL;
+	row = bpf_map_lookup_elem(&tmb_affinity_1, &akey);
+	if (!row)
+		return 0;
+	now = bpf_ktime_get_coarse_ns();
+	if (now - row->seen >= timeout)
+		return 0;
+	d->at = row->at;
+	d->slot = row->slot;
+	if (d->at.service != akey.service || tmb_cluster_down(d->slot.cluster) || tmb_node_down(d->slot.cluster, d->slot.node))
+		return 0;
+	slot = bpf_map_lookup_elem(&tmb_slots_1, &d->at);
+	if (!slot || !tmb_same_slot(slot, &d->slot))
+		return 0;
+	svc = bpf_map_lookup_elem(&tmb_services_1, key); /* as in tmb_choose_for */
+	if (!svc || svc->id != akey.service)
+		return 0;
+	row->seen = now;
+	d->found = 1;
+	d->up = 1;
+	return 1;
+}
+
+__noinline int tmb_affinity_keep(struct tmb_addr *client, struct tmb_draw *d)
+{
+	struct tmb_affinity_key akey = {};
+	struct tmb_affinity row;
+
+	if (!client || !d)
+		return 0;
+	akey.service = d->at.service;
+	akey.client = *client;
+	row.seen = bpf_ktime_get_coarse_ns();
+	row.at = d->at;
+	row.slot = d->slot;
+	/* Failing, the client's next connection draws again. */
+	bpf_map_update_elem(&tmb_affinity_1, &akey, &row, BPF_ANY);
+	return 0;
+}
+
+/* The choice for a client of this node: a pod's address, or a socket's namespace. */
+static __always_inline int tmb_choose_client(struct tmb_service_key *key, struct tmb_addr *client, struct tmb_draw *d)
+{
+	struct tmb_service *svc = bpf_map_lookup_elem(&tmb_services_1, key);
+	__u32 affinity;
+	int chosen;
+
+	if (!svc)
+		return TMB_NO_SERVICE;
+	affinity = svc->affinity;
+	if (affinity && tmb_affinity_find(key, client, d))
+		return TMB_CHOSEN;
+	chosen = tmb_choose_for(key, d);
+	if (affinity && chosen == TMB_CHOSEN)
+		tmb_affinity_keep(client, d);
+	return chosen;
 }

@@ -16,6 +16,27 @@ static __always_inline void tmb_gateway(struct tmb_addr *a, bool v4)
 		tmb_set6(a, g6); /* fe80::1 */
 }
 
+/* Nothing is up: a flow that has a backend keeps it, if it stands at all. */
+__noinline int tmb_stay(struct tmb_packet *p, struct tmb_draw *d)
+{
+	struct tmb_flow_key key TMB_ALIGNED;
+	struct tmb_slot *slot;
+	struct tmb_flow *f;
+
+	if (!p || !d)
+		return 0;
+	tmb_flow_key(&key, &p->src, &p->dst, p->sport, p->dport, p->proto);
+	f = bpf_map_lookup_elem(&tmb_flow_1, &key);
+	if (!f || !(f->flags & TMB_FLOW_SERVICE) || !tmb_backend_stands(f, false))
+		return 0;
+	slot = bpf_map_lookup_elem(&tmb_slots_1, &f->at);
+	if (!slot)
+		return 0;
+	d->at = f->at;
+	d->slot = *slot;
+	return 1;
+}
+
 /* 0: no service, or p->to_* and f say which backend; TMB_REFUSE_IT; or a reason
  * to drop. */
 __noinline int tmb_service_inside(struct tmb_packet *p, struct tmb_flow *f)
@@ -23,7 +44,7 @@ __noinline int tmb_service_inside(struct tmb_packet *p, struct tmb_flow *f)
 	struct tmb_service_key key TMB_ALIGNED = {};
 	struct tmb_draw d TMB_ALIGNED = {};
 	struct tmb_service *svc;
-	int chosen;
+	int chosen, refuse;
 
 	if (!p || !f)
 		return 0;
@@ -38,16 +59,16 @@ __noinline int tmb_service_inside(struct tmb_packet *p, struct tmb_flow *f)
 		return 0;
 	if (p->what & TMB_IS_LATER)
 		return TMB_DROP_FRAGMENT; /* the first piece's backend is not known any more */
-	if (svc->flags & TMB_SVC_LOCAL)
-		f->pad = 1;
-	chosen = tmb_choose_for(&key, &d);
+	refuse = svc->flags & TMB_SVC_LOCAL ? TMB_DROP_NO_BACKEND : TMB_REFUSE_IT;
+	chosen = tmb_choose_client(&key, &p->src, &d);
 	if (chosen == TMB_NO_SERVICE)
 		return 0;
 	if (chosen != TMB_CHOSEN)
-		return f->pad ? TMB_DROP_NO_BACKEND : TMB_REFUSE_IT;
-	f->pad = 0;
-	if (!d.up)
+		return refuse;
+	if (!d.up) {
 		tmb_count(TMB_SOCK_NONE_UP);
+		tmb_stay(p, &d);
+	}
 	f->flags |= TMB_FLOW_SERVICE;
 	f->at = d.at;
 	tmb_to_same(p);

@@ -87,6 +87,15 @@ static __always_inline bool frontend(struct bpf_sock_addr *ctx, struct tmb_servi
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
+/* Who asks, where a service keeps its clients: the network namespace, as a socket
+ * may not have an address yet. */
+static __always_inline int choose(struct bpf_sock_addr *ctx, struct tmb_service_key *key, struct tmb_draw *d)
+{
+	__u64 client[2] = {bpf_get_netns_cookie(ctx), ~0ULL};
+
+	return tmb_choose_client(key, (struct tmb_addr *)client, d);
+}
+
 static __always_inline void forget_connection(__u64 cookie)
 {
 	struct tmb_reverse_key key = {.cookie = cookie};
@@ -106,7 +115,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v4)
 	int chosen = TMB_NO_SERVICE;
 
 	if (frontend(ctx, &key, v4))
-		chosen = tmb_choose_for(&key, &d);
+		chosen = choose(ctx, &key, &d);
 	if (chosen == TMB_NO_SERVICE) {
 		forget_connection(cookie); /* the socket may have been a service's before */
 		return PASS;
@@ -181,7 +190,7 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v4)
 		if (stands && !tmb_cluster_down(choice.slot.cluster) && !tmb_node_down(choice.slot.cluster, choice.slot.node))
 			goto send;
 	}
-	chosen = tmb_choose_for(&key, &d);
+	chosen = choose(ctx, &key, &d);
 	if (chosen == TMB_NO_SERVICE) /* it went in this moment */
 		return PASS;
 	if (chosen != TMB_CHOSEN) {
