@@ -61,6 +61,7 @@ var law = map[string]struct {
 	"test/lab/fault":        {may: []string{"ebpf"}},
 	"test/sim":              {may: []string{"*"}},
 	"test/script":           {may: []string{"*"}},
+	"test/judge":            {},
 	"test/bench":            {may: []string{"*"}},
 	"test/bench/dataplane":  {may: []string{"agent", "agent/linux", "bpf", "clustermesh", "test/bench/stats", "ebpf", "netlink", "client-go"}, never: []string{"etcd server", "clustermesh/apiserver"}},
 	"test/bench/stats":      {never: []string{"agent", "bpf", "clustermesh", "kvstore"}},

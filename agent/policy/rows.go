@@ -188,3 +188,13 @@ func RuleID(name string) uint32 {
 	}
 	return id
 }
+
+// Width is how much of protocol and port a row leaves open, from 0. Rows of one
+// peer are nested: narrow ones are to be written first and to leave last, or a
+// wide one would speak for them in between.
+func (k Key) Width() int {
+	if k.Proto == 0 {
+		return 17
+	}
+	return 16 - int(k.Bits)
+}
