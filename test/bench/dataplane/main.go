@@ -35,7 +35,7 @@ var quickly = options{services: []int{1, 1000}, rules: []int{0, 100}, runs: 2, e
 
 var (
 	sections = []string{"paths", "capacity"}
-	letters  = []string{"a", "b", "c", "d"}
+	letters  = []string{"a", "b", "c", "d", "e", "f"}
 )
 
 func main() {

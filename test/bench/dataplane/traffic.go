@@ -153,19 +153,20 @@ func (j job) drain(conn int) (float64, error) {
 		if err != nil {
 			return 0, fmt.Errorf("read: %w", err)
 		}
+		if n == 0 {
+			return 0, errors.New("the stream ended too early")
+		}
 		now := time.Now()
 		switch {
 		case begin.IsZero():
 			begin = now
-		case n == 0 || now.Sub(begin) >= j.For:
-			if counted.IsZero() {
-				return 0, errors.New("the stream ended before it was warm")
-			}
-			return float64(total*8) / now.Sub(counted).Seconds(), nil
+		case counted.IsZero() && now.Sub(begin) >= j.For/warmShare:
+			counted = now
 		case !counted.IsZero():
 			total += n
-		case now.Sub(begin) >= j.For/warmShare:
-			counted = now
+			if took := now.Sub(counted); took >= j.For-j.For/warmShare {
+				return float64(total*8) / took.Seconds(), nil
+			}
 		}
 	}
 }
@@ -254,15 +255,13 @@ func (j job) send(to *unix.RawSockaddrInet4) error {
 		return err
 	}
 	b := make([]byte, chunk)
-	for begin := time.Now(); time.Since(begin) < j.For+j.For/warmShare; {
-		// The server hangs up when it has seen enough.
+	for { // until the server has seen enough, and hangs up
 		if _, err := rawWrite(fd, b); errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
 	}
-	return nil
 }
 
 func summary(took []time.Duration, all time.Duration) outcome {

@@ -35,18 +35,28 @@ func (v variant) String() string {
 	return v.Letter + " " + name
 }
 
-// variants are what the options ask for, the yardstick first.
+// variants are what the options ask for, the yardstick first. Per packet there
+// is one for every number of services and of rules; as on a node, the most rules.
 func (o *options) variants() []variant {
 	out := []variant{{Letter: "a", Way: plain}}
-	for _, w := range []variant{{Letter: "b", Way: nftables}, {Letter: "c", Way: iptables}, {Letter: "d", Way: socket}} {
+	for _, w := range []variant{{Letter: "b", Way: nftables}, {Letter: "c", Way: iptables}, {Letter: "d", Way: socket}, {Letter: "e", Way: packet}, {Letter: "f", Way: node}} {
 		if !o.wantsVariant(w.Letter) {
 			continue
 		}
 		for _, n := range o.services {
-			if w.Way != socket && (n > most || o.kubeProxy == "") {
+			if (w.Way == nftables || w.Way == iptables) && (n > most || o.kubeProxy == "") {
 				continue
 			}
-			out = append(out, variant{w.Letter, w.Way, n, 0})
+			rules := []int{0}
+			switch w.Way {
+			case packet:
+				rules = o.rules
+			case node:
+				rules = o.rules[len(o.rules)-1:]
+			}
+			for _, m := range rules {
+				out = append(out, variant{w.Letter, w.Way, n, m})
+			}
 		}
 	}
 	return out
@@ -57,6 +67,7 @@ type lane struct {
 	variant
 	*world
 	cgroup  string // of the generator, if it matters
+	pins    string // of Tombolo's programs
 	targets []netip.AddrPort
 	setUp   time.Duration
 	port    int // of the next connection
