@@ -31,6 +31,9 @@ var helpers515 = map[asm.BuiltinFunc]string{
 	asm.FnSkbChangeTail:    "4.9",
 	asm.FnRingbufReserve:   "5.8",
 	asm.FnRingbufSubmit:    "5.8",
+	asm.FnSkcLookupTcp:     "5.2",
+	asm.FnSkLookupUdp:      "4.20",
+	asm.FnSkRelease:        "4.20",
 	asm.FnRedirectNeigh:    "5.10",
 	asm.FnKtimeGetCoarseNs: "5.11",
 	asm.FnGetNetnsCookie:   "5.7; cgroup sock_addr",
@@ -39,7 +42,7 @@ var helpers515 = map[asm.BuiltinFunc]string{
 }
 
 var coreObjects = map[string]func() (*ebpf.CollectionSpec, error){
-	"rows": loadRows, "sock": loadSock, "tunnel": loadTunnel, "pod": loadPod,
+	"rows": loadRows, "sock": loadSock, "tunnel": loadTunnel, "pod": loadPod, "host": loadHost,
 }
 
 func newerThan515(spec *ebpf.CollectionSpec) (newer []string) {
@@ -102,7 +105,7 @@ func TestObjectsAgreeOnMaps(t *testing.T) {
 		t.Errorf("%d maps in C, %d in Maps", n, len(new(Maps).tables(Sizes{})))
 	}
 	for object, spec := range map[string]func() (*ebpf.CollectionSpec, error){
-		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pod": loadPod, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
+		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pod": loadPod, "host": loadHost, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
 	} {
 		s, err := spec()
 		if err != nil {

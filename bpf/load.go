@@ -40,6 +40,7 @@ type Objects struct {
 	log    *slog.Logger
 	tunnel *ebpf.Program
 	pod    podCode
+	host   map[uint32]*ebpf.Collection // by the length of L2 headers, once needed
 	noTCX  bool
 
 	mu   sync.Mutex // guards feat, which status reads from other goroutines
@@ -68,7 +69,7 @@ func (o *Objects) Features() Features {
 }
 
 // Load opens or makes the maps, loads the programs and attaches those of
-// sockets; AttachTunnel and AttachPod do the rest. What an earlier process left pinned is
+// sockets; AttachTunnel, AttachPod and AttachHost do the rest. What an earlier process left pinned is
 // taken over: rows stay, each program is replaced in one step. State of a layout
 // this version does not know is refused and left as it is.
 //
@@ -137,6 +138,9 @@ func (o *Objects) load(opts Options, cgroup string) error {
 	if err := o.replacePods(); err != nil {
 		return err
 	}
+	if err := o.replaceHost(); err != nil {
+		return err
+	}
 	if len(moved) == 0 {
 		return nil
 	}
@@ -161,6 +165,9 @@ func (o *Objects) Close() error {
 	}
 	if o.pod.from != nil {
 		errs = append(errs, o.pod.Close())
+	}
+	for _, coll := range o.host {
+		coll.Close()
 	}
 	if o.Maps != nil {
 		errs = append(errs, o.Maps.Close())

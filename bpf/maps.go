@@ -26,6 +26,7 @@ type Maps struct {
 	Maglev        *ebpf.Map
 	SourceRanges  *ebpf.Map
 	Config        *ebpf.Map
+	Devices       *ebpf.Map
 	Epoch         *ebpf.Map
 	Flows         *ebpf.Map
 	Fragments     *ebpf.Map
@@ -85,6 +86,7 @@ func (m *Maps) tables(s Sizes) []table {
 		{rowsMapTmbMaglev1, &m.Maglev, s.Maglev},
 		{rowsMapTmbSrcrange1, &m.SourceRanges, s.SourceRanges},
 		{rowsMapTmbConfig1, &m.Config, 0},
+		{rowsMapTmbDevices1, &m.Devices, 0},
 		{rowsMapTmbEpoch1, &m.Epoch, 0},
 		{rowsMapTmbFlow1, &m.Flows, s.Flows},
 		{rowsMapTmbFrag1, &m.Fragments, s.Fragments},

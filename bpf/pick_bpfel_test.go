@@ -23,6 +23,7 @@ const (
 	pickMapTmbClushlth1  = "tmb_clushlth_1"
 	pickMapTmbConfig1    = "tmb_config_1"
 	pickMapTmbCounters1  = "tmb_counters_1"
+	pickMapTmbDevices1   = "tmb_devices_1"
 	pickMapTmbEndpoint2  = "tmb_endpoint_2"
 	pickMapTmbEpoch1     = "tmb_epoch_1"
 	pickMapTmbEvents1    = "tmb_events_1"
@@ -97,6 +98,7 @@ type pickMapSpecs struct {
 	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.MapSpec `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
@@ -147,6 +149,7 @@ type pickMaps struct {
 	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.Map `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
@@ -173,6 +176,7 @@ func (m *pickMaps) Close() error {
 		m.TmbClushlth1,
 		m.TmbConfig1,
 		m.TmbCounters1,
+		m.TmbDevices1,
 		m.TmbEndpoint2,
 		m.TmbEpoch1,
 		m.TmbEvents1,

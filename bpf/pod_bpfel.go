@@ -23,6 +23,7 @@ const (
 	podMapTmbClushlth1  = "tmb_clushlth_1"
 	podMapTmbConfig1    = "tmb_config_1"
 	podMapTmbCounters1  = "tmb_counters_1"
+	podMapTmbDevices1   = "tmb_devices_1"
 	podMapTmbEndpoint2  = "tmb_endpoint_2"
 	podMapTmbEpoch1     = "tmb_epoch_1"
 	podMapTmbEvents1    = "tmb_events_1"
@@ -100,6 +101,7 @@ type podMapSpecs struct {
 	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.MapSpec `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
@@ -151,6 +153,7 @@ type podMaps struct {
 	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.Map `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
@@ -177,6 +180,7 @@ func (m *podMaps) Close() error {
 		m.TmbClushlth1,
 		m.TmbConfig1,
 		m.TmbCounters1,
+		m.TmbDevices1,
 		m.TmbEndpoint2,
 		m.TmbEpoch1,
 		m.TmbEvents1,

@@ -50,6 +50,7 @@ var reasons = [...]string{
 	rowsTmbReasonTMB_DROP_CLEARTEXT:        "drop_cleartext",
 	rowsTmbReasonTMB_DROP_HOST_SOURCE:      "drop_host_source",
 	rowsTmbReasonTMB_DROP_MULTICAST:        "drop_multicast",
+	rowsTmbReasonTMB_DROP_NO_TUNNEL:        "drop_no_tunnel",
 }
 
 // String is the counter's name: stable, fit for a metric label.

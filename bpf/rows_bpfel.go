@@ -71,6 +71,14 @@ const (
 	rowsTmbConfigFlagsTMB_MASQUERADE  rowsTmbConfigFlags = 2
 )
 
+type rowsTmbDevice uint32
+
+const (
+	rowsTmbDeviceTMB_DEVICE_TUNNEL   rowsTmbDevice = 0
+	rowsTmbDeviceTMB_DEVICE_UNDERLAY rowsTmbDevice = 1
+	rowsTmbDeviceTMB_DEVICES         rowsTmbDevice = 2
+)
+
 type rowsTmbDirection uint32
 
 const (
@@ -302,7 +310,8 @@ const (
 	rowsTmbReasonTMB_DROP_CLEARTEXT        rowsTmbReason = 38
 	rowsTmbReasonTMB_DROP_HOST_SOURCE      rowsTmbReason = 39
 	rowsTmbReasonTMB_DROP_MULTICAST        rowsTmbReason = 40
-	rowsTmbReasonTMB_REASONS               rowsTmbReason = 41
+	rowsTmbReasonTMB_DROP_NO_TUNNEL        rowsTmbReason = 41
+	rowsTmbReasonTMB_REASONS               rowsTmbReason = 42
 )
 
 type rowsTmbReverse struct {
@@ -422,6 +431,7 @@ const (
 	rowsMapTmbClushlth1            = "tmb_clushlth_1"
 	rowsMapTmbConfig1              = "tmb_config_1"
 	rowsMapTmbCounters1            = "tmb_counters_1"
+	rowsMapTmbDevices1             = "tmb_devices_1"
 	rowsMapTmbEndpoint2            = "tmb_endpoint_2"
 	rowsMapTmbEpoch1               = "tmb_epoch_1"
 	rowsMapTmbEvents1              = "tmb_events_1"
@@ -439,6 +449,7 @@ const (
 	rowsMapTmbSubject1             = "tmb_subject_1"
 	rowsVarTmbEmitEvent            = "tmb_emit_event"
 	rowsVarTmbEmitTmbConfigFlags   = "tmb_emit_tmb_config_flags"
+	rowsVarTmbEmitTmbDevice        = "tmb_emit_tmb_device"
 	rowsVarTmbEmitTmbDirection     = "tmb_emit_tmb_direction"
 	rowsVarTmbEmitTmbEndpointFlags = "tmb_emit_tmb_endpoint_flags"
 	rowsVarTmbEmitTmbEventKind     = "tmb_emit_tmb_event_kind"
@@ -505,6 +516,7 @@ type rowsMapSpecs struct {
 	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.MapSpec `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
@@ -528,6 +540,7 @@ type rowsMapSpecs struct {
 type rowsVariableSpecs struct {
 	TmbEmitEvent            *ebpf.VariableSpec `ebpf:"tmb_emit_event"`
 	TmbEmitTmbConfigFlags   *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_config_flags"`
+	TmbEmitTmbDevice        *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_device"`
 	TmbEmitTmbDirection     *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_direction"`
 	TmbEmitTmbEndpointFlags *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_endpoint_flags"`
 	TmbEmitTmbEventKind     *ebpf.VariableSpec `ebpf:"tmb_emit_tmb_event_kind"`
@@ -566,6 +579,7 @@ type rowsMaps struct {
 	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.Map `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
@@ -592,6 +606,7 @@ func (m *rowsMaps) Close() error {
 		m.TmbClushlth1,
 		m.TmbConfig1,
 		m.TmbCounters1,
+		m.TmbDevices1,
 		m.TmbEndpoint2,
 		m.TmbEpoch1,
 		m.TmbEvents1,
@@ -616,6 +631,7 @@ func (m *rowsMaps) Close() error {
 type rowsVariables struct {
 	TmbEmitEvent            *ebpf.Variable `ebpf:"tmb_emit_event"`
 	TmbEmitTmbConfigFlags   *ebpf.Variable `ebpf:"tmb_emit_tmb_config_flags"`
+	TmbEmitTmbDevice        *ebpf.Variable `ebpf:"tmb_emit_tmb_device"`
 	TmbEmitTmbDirection     *ebpf.Variable `ebpf:"tmb_emit_tmb_direction"`
 	TmbEmitTmbEndpointFlags *ebpf.Variable `ebpf:"tmb_emit_tmb_endpoint_flags"`
 	TmbEmitTmbEventKind     *ebpf.Variable `ebpf:"tmb_emit_tmb_event_kind"`

@@ -23,6 +23,7 @@ const (
 	sockRetvalMapTmbClushlth1     = "tmb_clushlth_1"
 	sockRetvalMapTmbConfig1       = "tmb_config_1"
 	sockRetvalMapTmbCounters1     = "tmb_counters_1"
+	sockRetvalMapTmbDevices1      = "tmb_devices_1"
 	sockRetvalMapTmbEndpoint2     = "tmb_endpoint_2"
 	sockRetvalMapTmbEpoch1        = "tmb_epoch_1"
 	sockRetvalMapTmbEvents1       = "tmb_events_1"
@@ -113,6 +114,7 @@ type sockRetvalMapSpecs struct {
 	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.MapSpec `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
@@ -163,6 +165,7 @@ type sockRetvalMaps struct {
 	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.Map `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
@@ -189,6 +192,7 @@ func (m *sockRetvalMaps) Close() error {
 		m.TmbClushlth1,
 		m.TmbConfig1,
 		m.TmbCounters1,
+		m.TmbDevices1,
 		m.TmbEndpoint2,
 		m.TmbEpoch1,
 		m.TmbEvents1,

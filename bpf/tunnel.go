@@ -25,6 +25,9 @@ func (o *Objects) AttachTunnel(ifindex int) error {
 	if err != nil {
 		return err
 	}
+	if err := o.setDevice(rowsTmbDeviceTMB_DEVICE_TUNNEL, ifindex); err != nil {
+		return err
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.feat.Tunnel != how {

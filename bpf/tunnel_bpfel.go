@@ -23,6 +23,7 @@ const (
 	tunnelMapTmbClushlth1  = "tmb_clushlth_1"
 	tunnelMapTmbConfig1    = "tmb_config_1"
 	tunnelMapTmbCounters1  = "tmb_counters_1"
+	tunnelMapTmbDevices1   = "tmb_devices_1"
 	tunnelMapTmbEndpoint2  = "tmb_endpoint_2"
 	tunnelMapTmbEpoch1     = "tmb_epoch_1"
 	tunnelMapTmbEvents1    = "tmb_events_1"
@@ -98,6 +99,7 @@ type tunnelMapSpecs struct {
 	TmbClushlth1  *ebpf.MapSpec `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.MapSpec `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.MapSpec `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.MapSpec `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.MapSpec `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.MapSpec `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.MapSpec `ebpf:"tmb_events_1"`
@@ -149,6 +151,7 @@ type tunnelMaps struct {
 	TmbClushlth1  *ebpf.Map `ebpf:"tmb_clushlth_1"`
 	TmbConfig1    *ebpf.Map `ebpf:"tmb_config_1"`
 	TmbCounters1  *ebpf.Map `ebpf:"tmb_counters_1"`
+	TmbDevices1   *ebpf.Map `ebpf:"tmb_devices_1"`
 	TmbEndpoint2  *ebpf.Map `ebpf:"tmb_endpoint_2"`
 	TmbEpoch1     *ebpf.Map `ebpf:"tmb_epoch_1"`
 	TmbEvents1    *ebpf.Map `ebpf:"tmb_events_1"`
@@ -175,6 +178,7 @@ func (m *tunnelMaps) Close() error {
 		m.TmbClushlth1,
 		m.TmbConfig1,
 		m.TmbCounters1,
+		m.TmbDevices1,
 		m.TmbEndpoint2,
 		m.TmbEpoch1,
 		m.TmbEvents1,

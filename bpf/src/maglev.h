@@ -93,16 +93,15 @@ static __always_inline bool tmb_maglev_walk(struct tmb_draw *d, __u64 service, _
 	return false;
 }
 
-/* As tmb_choose_for, for somebody outside. Checked again as there. */
-__noinline int tmb_choose_outside(struct tmb_service_key *key, const struct tmb_asker *who, struct tmb_draw *d)
+/* By the table alone: TMB_NO_BACKEND if it gives none. */
+__noinline int tmb_choose_bucket(struct tmb_service_key *key, __u32 hash, struct tmb_draw *d)
 {
 	struct tmb_service *svc;
 	struct tmb_slot *slot;
-	__u32 hash, i;
+	__u32 i;
 
-	if (!key || !who || !d)
+	if (!key || !d)
 		return TMB_NO_SERVICE;
-	hash = tmb_maglev_hash(who);
 	for (i = 0; i < TMB_MAX_TRIES; i++) {
 		svc = bpf_map_lookup_elem(&tmb_services_1, key);
 		if (!svc)
@@ -117,6 +116,17 @@ __noinline int tmb_choose_outside(struct tmb_service_key *key, const struct tmb_
 		if (slot && tmb_same_slot(slot, &d->slot))
 			return TMB_CHOSEN;
 	}
+	return TMB_NO_BACKEND;
+}
+
+/* As tmb_choose_for, for somebody outside, by the hash of who asks. Checked again
+ * as there. Inline, for the sake of the stack. */
+static __always_inline int tmb_choose_outside(struct tmb_service_key *key, __u32 hash, struct tmb_draw *d)
+{
+	int chosen = tmb_choose_bucket(key, hash, d);
+
+	if (chosen != TMB_NO_BACKEND)
+		return chosen;
 	d->seed = (hash + 1ULL) * 0x9e3779b97f4a7c15;
 	return tmb_choose_for(key, d);
 }

@@ -21,7 +21,7 @@ SEC("tc") int tmb_pick_outside(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	__builtin_memset(&r.draw, 0, sizeof(r.draw));
 	r.hash = tmb_maglev_hash(&r.who);
-	r.result = tmb_choose_outside(&r.key, &r.who, &r.draw);
+	r.result = tmb_choose_outside(&r.key, r.hash, &r.draw);
 	return bpf_skb_store_bytes(skb, 14, &r, sizeof(r), 0) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 

@@ -52,6 +52,7 @@ enum tmb_reason {
 	TMB_DROP_CLEARTEXT,	   /* would leave, or came, outside the tunnel that it belongs in */
 	TMB_DROP_HOST_SOURCE,	   /* from outside, with an address of this node or its pods as source */
 	TMB_DROP_MULTICAST,	   /* pods do not send to groups */
+	TMB_DROP_NO_TUNNEL,	   /* to a node behind the tunnel, which has no device (yet) */
 	TMB_REASONS
 };
 
@@ -356,6 +357,14 @@ struct tmb_config {
 	__u16 port_min; /* source ports for translation, host order */
 	__u16 port_max;
 	__u32 pad;
+};
+
+/* Devices that programs send to, by interface index; 0 = none. Written by who
+ * attaches the programs. */
+enum tmb_device {
+	TMB_DEVICE_TUNNEL,   /* WireGuard's */
+	TMB_DEVICE_UNDERLAY, /* to the other nodes; none: by which a packet came */
+	TMB_DEVICES
 };
 
 /* For whoever watches. What is dropped, and the first packet of each flow. */

@@ -15,6 +15,7 @@ enum_of(tmb_direction);
 enum_of(tmb_verdict);
 enum_of(tmb_flow_flags);
 enum_of(tmb_config_flags);
+enum_of(tmb_device);
 struct tmb_event *tmb_emit_event;
 
 char tmb_license[] SEC("license") = "Apache-2.0";

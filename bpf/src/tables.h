@@ -65,6 +65,13 @@ struct {
 	__type(value, struct tmb_config);
 } tmb_config_1 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TMB_DEVICES);
+	__type(key, __u32);
+	__type(value, __u32);
+} tmb_devices_1 SEC(".maps");
+
 /* Counted up by the agent after rows that verdicts depend on have changed: flows
  * of an earlier epoch are judged anew with their next packet. */
 struct {
