@@ -105,6 +105,9 @@ func (d *Delta[K, V]) Held() int { return len(d.held) }
 // those refused by the kernel included, those held not.
 func (d *Delta[K, V]) Pending() int { return len(d.dirty) + len(d.leaving) + len(d.stuck) }
 
+// Size is how many rows fit into the kernel's table; 0 = no limit is known.
+func (d *Delta[K, V]) Size() int { return sizeOf(d.table) }
+
 // Stuck is the number of rows that the kernel refused last time.
 func (d *Delta[K, V]) Stuck() int { return len(d.stuck) }
 

@@ -59,6 +59,9 @@ func (f *Fake[K, V]) Dump() iter.Seq2[K, V] {
 	}
 }
 
+// Size is how many rows fit; 0 = no limit.
+func (f *Fake[K, V]) Size() int { return f.size }
+
 // DumpErr is always nil: a fake can be read.
 func (f *Fake[K, V]) DumpErr() error { return nil }
 

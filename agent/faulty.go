@@ -128,6 +128,9 @@ func (f *Faulty[K, V]) Dump() iter.Seq2[K, V] {
 	}
 }
 
+// Size is that of the table behind.
+func (f *Faulty[K, V]) Size() int { return sizeOf(f.table) }
+
 // DumpErr is the error that ended the last Dump early.
 func (f *Faulty[K, V]) DumpErr() error { return f.dumpErr }
 

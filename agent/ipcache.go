@@ -233,6 +233,8 @@ func (s *State) writeIP(c *clusterState, p netip.Prefix, f ipFacts) {
 	}
 	row, ok := ipRow(f)
 	switch {
+	case c.export() == nil && c.peer == nil:
+		// Only this node's pods are known. What the kernel holds of them says more.
 	case p.IsSingleIP() && ok:
 		s.t.ips.Set(MakeAddr(p.Addr()), row)
 	case p.IsSingleIP():
@@ -426,6 +428,15 @@ func (s *State) dropChangedIdentities(c *clusterState, old, now *clustermesh.Vie
 	}
 }
 
+// podPrefixes are the addresses of this node's pods.
+func (s *State) podPrefixes() map[netip.Prefix]bool {
+	out := map[netip.Prefix]bool{}
+	for a := range s.podAddrs {
+		out[netip.PrefixFrom(a, a.BitLen())] = true
+	}
+	return out
+}
+
 // SetPods says which pods this node has, all of them.
 func (s *State) SetPods(pods []LocalPod) {
 	before := s.podAddrs
@@ -447,13 +458,9 @@ func (s *State) SetPods(pods []LocalPod) {
 		}
 	}
 	own := s.clusters[s.own]
-	again := map[netip.Prefix]bool{}
-	for _, addrs := range []map[netip.Addr]string{before, s.podAddrs} {
-		for a := range addrs {
-			again[netip.PrefixFrom(a, a.BitLen())] = true
-		}
-	}
+	again := s.podPrefixes()
 	for a := range before {
+		again[netip.PrefixFrom(a, a.BitLen())] = true
 		if _, still := s.podAddrs[a]; !still {
 			s.forgetPod(a)
 			s.t.deleteEndpoint(MakeAddr(a))

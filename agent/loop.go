@@ -160,7 +160,7 @@ func (a *Agent) measure(busy bool) {
 
 // noteSettled notes since when all clusters are synced and all rows written.
 func (a *Agent) noteSettled(now time.Time) {
-	if len(a.state.dirty) == 0 && a.allWritten() {
+	if len(a.state.dirty) == 0 && !a.state.policyDue() && a.allWritten() {
 		if a.settled.IsZero() {
 			a.settled = now
 		}

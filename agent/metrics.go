@@ -22,6 +22,7 @@ func newLatency() prometheus.Histogram {
 var (
 	descReady     = desc("ready", "1 once the own cluster was synced and the tables were written.")
 	descWanted    = desc("table_rows_wanted", "Rows a table should hold.", "table")
+	descSize      = desc("table_size", "Rows that fit into a table; absent for tables without a limit.", "table")
 	descPending   = desc("table_rows_pending", "Rows in which the kernel differs from the wish.", "table")
 	descStuck     = desc("table_rows_stuck", "Rows that the kernel refused.", "table")
 	descHeld      = desc("table_rows_held", "Rows kept for clusters that have not reported synced.", "table")
@@ -62,7 +63,7 @@ func (a *Agent) Collector() prometheus.Collector { return collector{a} }
 // Describe implements prometheus.Collector.
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descReady, descWanted, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
+		descReady, descWanted, descSize, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
 		descRoundTrip, descLoss,
 		descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods,
@@ -100,6 +101,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descMisses, s.Health.Misses)
 	for _, t := range s.Tables {
 		gauge(descWanted, float64(t.Wanted), t.Name)
+		if t.Size > 0 {
+			gauge(descSize, float64(t.Size), t.Name)
+		}
 		gauge(descPending, float64(t.Pending), t.Name)
 		gauge(descStuck, float64(t.Stuck), t.Name)
 		gauge(descHeld, float64(t.Held), t.Name)

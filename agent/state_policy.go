@@ -236,6 +236,11 @@ func (s *State) sweepPolicy() bool {
 		s.t.classes.Pending() > s.t.classes.Stuck() || s.t.classPrefixes.Pending() > s.t.classPrefixes.Stuck()
 }
 
+// policyDue reports whether rows of policy are still to be computed or swept.
+func (s *State) policyDue() bool {
+	return s.policyReady() && (s.policy.dirty || s.policy.unswept && s.policy.engine.Stale())
+}
+
 // policySettled reports whether all that policy wants written is in the kernel,
 // or is refused by it.
 func (t *tableSet) policySettled() bool {

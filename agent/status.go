@@ -59,9 +59,10 @@ type ClusterStatus struct {
 type TableStatus struct {
 	Name    string `json:"name"`
 	Wanted  int    `json:"wanted"`
-	Pending int    `json:"pending"` // rows that differ in the kernel or are still to be computed
-	Stuck   int    `json:"stuck"`   // of these, refused by the kernel
-	Held    int    `json:"held"`    // kept for clusters that have not reported synced
+	Size    int    `json:"size,omitempty"` // rows that fit; absent: no limit is known
+	Pending int    `json:"pending"`        // rows that differ in the kernel or are still to be computed
+	Stuck   int    `json:"stuck"`          // of these, refused by the kernel
+	Held    int    `json:"held"`           // kept for clusters that have not reported synced
 	Written uint64 `json:"written"`
 	Removed uint64 `json:"removed"`
 	Drifted uint64 `json:"drifted"` // rows that somebody else had changed
@@ -109,6 +110,9 @@ func (a *Agent) status() Status {
 	}
 	for _, d := range a.state.t.all() {
 		s.Tables = append(s.Tables, tableStatus(d))
+		if d.name() == TablePolicy && a.state.policyDue() {
+			s.Tables[len(s.Tables)-1].Pending++
+		}
 		if d.name() == TableServices {
 			s.Tables[len(s.Tables)-1].Pending += len(a.state.dirty)
 		}
@@ -123,7 +127,7 @@ func (a *Agent) status() Status {
 func tableStatus(d anyDelta) TableStatus {
 	written, removed, failures, drifted := d.counts()
 	return TableStatus{
-		Name: d.name(), Wanted: d.Len(), Pending: d.Pending(), Stuck: d.Stuck(), Held: d.Held(),
+		Name: d.name(), Wanted: d.Len(), Size: d.Size(), Pending: d.Pending(), Stuck: d.Stuck(), Held: d.Held(),
 		Written: written, Removed: removed, Drifted: drifted, Errors: failures,
 	}
 }

@@ -24,3 +24,13 @@ type Table[K comparable, V any] interface {
 	// Delete removes rows.
 	Delete([]K) error
 }
+
+// sized is a Table that knows how many rows fit; 0 = no limit.
+type sized interface{ Size() int }
+
+func sizeOf(table any) int {
+	if s, ok := table.(sized); ok {
+		return s.Size()
+	}
+	return 0
+}

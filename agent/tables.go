@@ -50,6 +50,7 @@ type anyDelta interface {
 	Stuck() int
 	Len() int
 	Held() int
+	Size() int
 	Urgent() int
 	Resync(n int) (bool, error)
 	StopResync()
@@ -250,9 +251,21 @@ func (t *tableSet) problems() []clustermesh.Problem {
 	for _, d := range t.all() {
 		if err := d.Problem(); err != nil {
 			out = append(out, tableProblem(d.name(), d.Stuck(), d.Len(), err))
+		} else if nearlyFull(d) {
+			out = append(out, clustermesh.Problem{
+				What: fmt.Sprintf("table %s is nearly full: %d of %d rows", d.name(), d.Len()+d.Held(), d.Size()),
+				Why:  "what comes beyond its size does not get into the kernel",
+				Fix:  "give the agent a larger table " + d.name() + " and restart it, or take services, policies or clusters away",
+			})
 		}
 	}
 	return append(out, t.policyProblems()...)
+}
+
+// nearlyFull: nine rows in ten are taken.
+func nearlyFull(d anyDelta) bool {
+	size := d.Size()
+	return size > 0 && d.Len()+d.Held() >= size-size/10
 }
 
 func tableProblem(name string, stuck, wanted int, err error) clustermesh.Problem {

@@ -51,6 +51,9 @@ func (t *bpfMap[K, V, RK, RV]) Dump() iter.Seq2[K, V] {
 
 func (t *bpfMap[K, V, RK, RV]) DumpErr() error { return t.err }
 
+// Size is how many rows fit.
+func (t *bpfMap[K, V, RK, RV]) Size() int { return int(t.m.MaxEntries()) }
+
 // dumpBatches is done when nothing is left to read (or an error is kept), and
 // stopped when yield said so; neither means that the kernel cannot do it.
 func (t *bpfMap[K, V, RK, RV]) dumpBatches(yield func(K, V) bool) (done, stop bool) {

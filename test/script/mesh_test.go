@@ -37,6 +37,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	agent keep CLUSTER/NODE        wait until its snapshot on disk says what it knows
 //	boot CLUSTER/NODE              empty the tables of a node without an agent, as a boot does
 //	pod CLUSTER/NODE NS/NAME ready|unready|gone [ADDR...]
+//	connect CLUSTER/NODE NS/NAME [ADDR...]
+//	                               connect a pod of the node, or (without an address) take it down
 //	apply FILE CLUSTER/FILE        put a manifest in place of another, or beside the others
 //	delete CLUSTER/FILE            remove one
 //	cut CLUSTER, heal CLUSTER      its store does not answer, or does again
@@ -75,20 +77,21 @@ func TestMesh(t *testing.T) {
 type command func(w *world, ts *testscript.TestScript, args []string) error
 
 var commands = map[string]func(*testscript.TestScript, bool, []string){
-	"start":  run(1, cmdStart),
-	"halt":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).halt) }),
-	"join":   run(2, cmdJoin),
-	"remove": run(2, cmdRemove),
-	"node":   run(2, cmdNode),
-	"agent":  run(2, cmdAgent),
-	"boot":   run(1, cmdBoot),
-	"pod":    run(3, cmdPod),
-	"apply":  run(2, cmdApply),
-	"delete": run(1, cmdDelete),
-	"cut":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).cut) }),
-	"heal":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).heal) }),
-	"wipe":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).wipe) }),
-	"save":   run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).save) }),
+	"start":   run(1, cmdStart),
+	"halt":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).halt) }),
+	"join":    run(2, cmdJoin),
+	"remove":  run(2, cmdRemove),
+	"node":    run(2, cmdNode),
+	"agent":   run(2, cmdAgent),
+	"boot":    run(1, cmdBoot),
+	"pod":     run(3, cmdPod),
+	"connect": run(2, cmdConnect),
+	"apply":   run(2, cmdApply),
+	"delete":  run(1, cmdDelete),
+	"cut":     run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).cut) }),
+	"heal":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).heal) }),
+	"wipe":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).wipe) }),
+	"save":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).save) }),
 	"restore": run(1, func(w *world, _ *testscript.TestScript, args []string) error {
 		return w.with(args[0], (*cluster).restore)
 	}),
@@ -197,6 +200,14 @@ func cmdPod(w *world, _ *testscript.TestScript, args []string) error {
 		return err
 	}
 	return n.registerPod(args[1], args[2], args[3:])
+}
+
+func cmdConnect(w *world, _ *testscript.TestScript, args []string) error {
+	n, err := w.node(args[0])
+	if err != nil {
+		return err
+	}
+	return n.connectPod(args[1], args[2:])
 }
 
 func cmdApply(w *world, ts *testscript.TestScript, args []string) error {

@@ -30,6 +30,8 @@ type node struct {
 	self   register.Self
 	client *register.Client
 	kernel *kernel
+	pods   []agent.LocalPod
+	links  uint32
 
 	agent *agent.Agent
 	stop  func()
@@ -95,6 +97,7 @@ func (n *node) startAgent() error {
 		_ = a.Run(ctx) // always nil
 	}()
 	n.agent = a
+	a.SetPods(n.pods)
 	n.stop = func() { cancel(); <-done }
 	return nil
 }
@@ -168,6 +171,36 @@ func (n *node) registerPod(name, state string, addresses []string) error {
 		return nil
 	}
 	return eventually(func() error { return n.of.hasPod(e.Owner, e.Ready, e.Remove, addrs) })
+}
+
+// connectPod is what the kubelet has the agent do. Devices are numbered in the
+// order in which pods came.
+func (n *node) connectPod(name string, addresses []string) error {
+	ns, pod, _ := strings.Cut(name, "/")
+	uid := "uid-" + pod
+	n.pods = slices.DeleteFunc(slices.Clone(n.pods), func(p agent.LocalPod) bool { return p.UID == uid })
+	addrs, err := parseAddrs(addresses)
+	if err != nil {
+		return err
+	}
+	if len(addrs) > 0 {
+		n.links++
+		n.pods = append(n.pods, agent.LocalPod{
+			UID: uid, Namespace: ns, Name: pod, Addresses: addrs, IfIndex: 100 + n.links,
+			PodMAC: agent.MAC{2, 0, 0, 0, 1, byte(n.links)}, HostMAC: agent.MAC{2, 0, 0, 0, 2, byte(n.links)},
+		})
+	}
+	if n.agent == nil {
+		return nil
+	}
+	n.agent.SetPods(n.pods)
+	return eventually(func() error {
+		st, err := n.status()
+		if err == nil && st.Pods != len(n.pods) {
+			err = fmt.Errorf("it knows %d pods, not %d", st.Pods, len(n.pods))
+		}
+		return err
+	})
 }
 
 // get asks the agent's API.
