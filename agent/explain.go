@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -37,6 +36,7 @@ type ServiceExplanation struct {
 	Found      bool               `json:"found"`
 	Global     bool               `json:"global"`
 	Affinity   string             `json:"affinity,omitempty"`
+	Traffic    TrafficPolicies    `json:"traffic"`
 	Ports      []PortExplanation  `json:"ports"`
 	Clusters   []ClusterInService `json:"clusters"`
 	Notes      []string           `json:"notes,omitempty"`
@@ -51,6 +51,16 @@ type PortExplanation struct {
 	Frontends []string          `json:"frontends"`
 	Tiers     []TierExplanation `json:"tiers"`
 	InKernel  bool              `json:"inKernel"` // the rows are written as wanted
+
+	// Exposed are all frontends, also those for clients outside, and what they lead to.
+	Exposed []FrontendExplanation `json:"exposed"`
+	// Topology says by which hints this node uses fewer of its cluster's backends
+	// than there are: zone or node; "" = it uses all.
+	Topology string `json:"topology,omitempty"`
+	// Here are the backends on this node; only with a traffic policy Local.
+	Here []BackendExplanation `json:"here,omitempty"`
+	// Idle are endpoints of this cluster that get nothing anywhere, and why.
+	Idle []BackendExplanation `json:"idle,omitempty"`
 }
 
 // TierExplanation is one tier.
@@ -74,6 +84,7 @@ type BackendExplanation struct {
 	Node        string `json:"node,omitempty"`
 	NodeDown    bool   `json:"nodeDown"`
 	Terminating bool   `json:"terminating,omitempty"`
+	Unused      string `json:"unused,omitempty"` // why this node sends it nothing; "" = it does
 }
 
 // ClusterInService is why a cluster does or does not take traffic.
@@ -99,9 +110,7 @@ func (a *Agent) serviceList() ServiceList {
 		s := ServiceSummary{Namespace: name.Namespace, Name: name.Name, Global: m.Global, Affinity: string(m.Affinity), Frontends: []string{}, Clusters: []string{}}
 		for _, p := range m.Ports {
 			n := 0
-			for _, f := range p.Frontends {
-				s.Frontends = append(s.Frontends, frontendText(p, f.String()))
-			}
+			s.Frontends = append(s.Frontends, listedFrontends(p)...)
 			for _, t := range p.Tiers {
 				for _, g := range t.Groups {
 					n += len(g.Backends)
@@ -138,8 +147,10 @@ func (a *Agent) explain(name clustermesh.ServiceName) (ServiceExplanation, error
 	if !m.Found && len(m.Clusters) == 0 {
 		return out, fmt.Errorf("%w: %s is not in cluster %s", errNoService, name, a.cfg.Cluster)
 	}
+	out.Traffic = a.explainTraffic(m)
+	rows := makeServiceRows(rowInput{merged: m, cluster: a.state.own, at: a.state.at})
 	for _, p := range m.Ports {
-		out.Ports = append(out.Ports, a.explainPort(name, p, report))
+		out.Ports = append(out.Ports, a.explainPort(name, p, rows, report))
 	}
 	for _, w := range m.Clusters {
 		c := ClusterInService{Cluster: w.Cluster, ID: w.ID, Tier: w.Tier, Weight: w.Weight, Healthy: w.Healthy, Total: w.Total, Reason: Escape(w.Reason)}
@@ -151,105 +162,4 @@ func (a *Agent) explain(name clustermesh.ServiceName) (ServiceExplanation, error
 	}
 	out.Text = out.text()
 	return out, nil
-}
-
-func (a *Agent) explainPort(name clustermesh.ServiceName, p clustermesh.MergedPort, report healthReport) PortExplanation {
-	out := PortExplanation{
-		Name: p.Port.Name, Protocol: protocolName(uint8(p.Port.Protocol)), InKernel: true,
-		ID: fmt.Sprintf("%016x", ServiceID(name, p.Port.Name, p.Port.Protocol, p.V6)), Frontends: []string{}, Tiers: []TierExplanation{},
-	}
-	// What is to be merged again has no wanted rows yet that could be compared.
-	if _, pending := a.state.dirty[name]; pending {
-		out.InKernel = false
-	}
-	for _, f := range p.Frontends {
-		out.Frontends = append(out.Frontends, frontendText(p, f.String()))
-		k := ServiceKey{Addr: MakeAddr(f), Port: p.Port.Port, Proto: uint8(p.Port.Protocol)}
-		want, ok := a.state.t.services.Wanted(k)
-		have, is := a.state.t.services.Actual(k)
-		out.InKernel = out.InKernel && ok && is && want == have
-	}
-	for _, t := range p.Tiers {
-		tier := TierExplanation{SharePercent: float64(t.Share) * 100 / 65535}
-		for _, g := range t.Groups {
-			group := GroupExplanation{Cluster: g.Cluster, ID: g.ID, Weight: g.Weight, Backends: []BackendExplanation{}}
-			_, group.Down = report.Clusters[ClusterKey(g.ID)]
-			for _, b := range g.Backends {
-				group.Backends = append(group.Backends, a.explainBackend(g, b, report))
-			}
-			tier.Groups = append(tier.Groups, group)
-		}
-		out.Tiers = append(out.Tiers, tier)
-	}
-	return out
-}
-
-func (a *Agent) explainBackend(g clustermesh.Group, b clustermesh.Backend, report healthReport) BackendExplanation {
-	out := BackendExplanation{Address: hostPort(MakeAddr(b.Address), b.Port), Terminating: b.Terminating}
-	if c := a.state.clusters[g.Cluster]; c != nil && c.export() != nil {
-		if n := c.export().NodeByNumber(b.Node); n != nil {
-			out.Node = n.Name
-		}
-	}
-	_, out.NodeDown = report.Nodes[NodeKey{uint16(g.ID), b.Node}]
-	return out
-}
-
-// text is the explanation for a person.
-func (e ServiceExplanation) text() string {
-	var b strings.Builder
-	kind := "not global"
-	if e.Global {
-		kind = "global, affinity " + e.Affinity
-	}
-	fmt.Fprintf(&b, "service %s/%s: %s\n", e.Namespace, e.Name, kind)
-	for _, p := range e.Ports {
-		fmt.Fprintf(&b, "\n  %s\n", strings.Join(p.Frontends, ", "))
-		if !p.InKernel {
-			b.WriteString("    (not written to the kernel yet)\n")
-		}
-		if len(p.Tiers) == 0 {
-			b.WriteString("    no backend anywhere: connections are refused\n")
-		}
-		for i, t := range p.Tiers {
-			fmt.Fprintf(&b, "    tier %d", i+1)
-			if t.SharePercent < 99.99 {
-				fmt.Fprintf(&b, ", keeps %.0f%% of what reaches it", t.SharePercent)
-			}
-			b.WriteByte('\n')
-			for _, g := range t.Groups {
-				fmt.Fprintf(&b, "      %s: weight %d, %d backends%s\n", g.Cluster, g.Weight, len(g.Backends), downText(g.Down))
-				for n, back := range g.Backends {
-					if n == 20 {
-						fmt.Fprintf(&b, "        … and %d more\n", len(g.Backends)-n)
-						break
-					}
-					fmt.Fprintf(&b, "        %s on node %s%s\n", back.Address, back.Node, downText(back.NodeDown))
-				}
-			}
-		}
-	}
-	b.WriteString("\n  clusters\n")
-	for _, c := range e.Clusters {
-		tier := "no traffic"
-		if c.Tier >= 0 {
-			tier = fmt.Sprintf("%d of %d healthy", c.Healthy, c.Total)
-		}
-		stale := ""
-		if c.Stale {
-			stale = ", STALE: not in reach, what it said last is used"
-		}
-		fmt.Fprintf(&b, "    %s: %s%s%s: %s\n", c.Cluster, tier, downText(c.Down), stale, c.Reason)
-	}
-	for _, n := range e.Notes {
-		fmt.Fprintf(&b, "  note: %s\n", Escape(n))
-	}
-	return b.String()
-}
-
-func downText(down bool) string {
-	if down {
-		return ", DOWN: does not answer through the tunnel"
-	}
-	return ""
 }

@@ -23,7 +23,8 @@ func (c *cli) serviceListCommand() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the services this node knows",
-		Long:    "CLUSTERS are those whose backends take part on this node, BACKENDS how many they\nhave together.",
+		Long: `CLUSTERS are those whose backends take part on this node, BACKENDS how many they
+have together. FRONTENDS at 0.0.0.0 or [::] are node ports.`,
 		Example: "  tombolo service list\n  tombolo service list -o json | jq -r '.items[].name'",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -61,8 +62,9 @@ func (c *cli) serviceExplainCommand() *cobra.Command {
 	return c.answers(&cobra.Command{
 		Use:   "explain NAMESPACE/NAME",
 		Short: "Explain why connections to a service go where they go",
-		Long: `Shows the tiers in the order they are tried, each cluster's weight and backends,
-who is judged down, and for every cluster that takes no part, why not.`,
+		Long: `Shows every frontend and the traffic policy in force, the tiers in the order they
+are tried, each cluster's weight and backends, who is judged down, and for every
+cluster that takes no part and every endpoint that this node does not use, why not.`,
 		Example:           "  tombolo service explain shop/cart\n  tombolo service explain shop/cart -o json",
 		Args:              oneArg("NAMESPACE/NAME"),
 		ValidArgsFunction: c.completeServices,
