@@ -49,6 +49,7 @@ type Agent struct {
 	ready  atomic.Bool
 	pods   atomic.Pointer[[]LocalPod] // newer than the state's; nil = none
 	health *healthLoop
+	flows  flowHub
 	resets *resetLoop
 	judged atomic.Pointer[map[NodeKey]HealthRow] // down, newer than downs; nil = none
 

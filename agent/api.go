@@ -35,6 +35,9 @@ type APIError struct {
 //	GET  /v1/tables/<name>[?wanted=true]      text: rows in the kernel, or as they should be
 //	GET  /v1/services                         ServiceList
 //	GET  /v1/services/<namespace>/<name>      ServiceExplanation
+//	GET  /v1/policy                           PolicyList
+//	POST /v1/policy/trace[?batch=1]           Question → PolicyTrace; batch: lines of JSON, answered in a line each
+//	GET  /v1/flows[?last=&follow=1&verdict=&pod=&policy=]  Flow, as JSON lines
 //	GET  /v1/pods                             pods on this node
 //	POST /v1/pods/add, /del, /check           PodRequest → PodResult
 //	POST /v1/resync                           read the kernel again now
@@ -59,6 +62,9 @@ func newAPI(a *Agent) http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /v1/services/{namespace}/{name}", a.serveExplain)
+	mux.HandleFunc("GET /v1/policy", a.servePolicies)
+	mux.HandleFunc("POST /v1/policy/trace", a.serveTrace)
+	mux.HandleFunc("GET /v1/flows", a.serveFlows)
 	mux.HandleFunc("POST /v1/resync", func(w http.ResponseWriter, r *http.Request) {
 		a.Notify("")
 		answer(w, http.StatusAccepted, map[string]string{"apiVersion": APIVersion, "kind": "Resync"})

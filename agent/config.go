@@ -64,6 +64,10 @@ type Config struct {
 	// negative = only at start and on Notify.
 	Resync time.Duration
 
+	// Counters are what the kernel's programs count, by reason, for the metric
+	// tombolo_bpf_events_total. It is called from any goroutine. nil = none.
+	Counters func() (map[string]uint64, error)
+
 	// Details are lines of the status that only the caller knows (which kernel
 	// features are on, who holds the WireGuard device). nil = none.
 	Details func() map[string]string

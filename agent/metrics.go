@@ -48,6 +48,10 @@ var (
 	descResets    = desc("socket_resets_asked_total", "Backends that are gone, for whose connections a reset was asked.")
 	descResetLost = desc("socket_resets_lost_total", "Backends that are gone, and for which there was no room to remember it.")
 	descPods      = desc("pods", "Pods on this node.")
+	descFlows     = desc("flows_total", "Events that were read from the kernel: drops, new flows, flows cut.")
+	descFlowsLost = desc("flows_lost_total", "Events that followers were too slow for. Those that the kernel had no room for are in tombolo_bpf_events_total.")
+	descEvents    = prometheus.NewDesc("tombolo_bpf_events_total",
+		"What the kernel's programs did with packets and calls, and why they dropped some, by reason. event_lost: events that nobody was told of.", []string{"reason"}, nil)
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -76,6 +80,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	c.a.latency.Collect(out)
+	c.collectFlows(out)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	var s Status
@@ -134,6 +139,27 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		for reason, n := range cl.Refused {
 			counter(descRefused, n, cl.Name, reason)
 		}
+	}
+}
+
+// collectFlows needs nothing of the owner goroutine.
+func (c collector) collectFlows(out chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	seen, lost := c.a.flows.counts()
+	counter(descFlows, seen)
+	counter(descFlowsLost, lost)
+	if c.a.cfg.Counters == nil {
+		return
+	}
+	counts, err := c.a.cfg.Counters()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(descEvents, err)
+		return
+	}
+	for reason, n := range counts {
+		counter(descEvents, n, reason)
 	}
 }
 

@@ -83,6 +83,10 @@ const (
 	EncryptAll = uint32(rowsTmbConfigFlagsTMB_ENCRYPT_ALL)
 	Masquerade = uint32(rowsTmbConfigFlagsTMB_MASQUERADE)
 
+	EventDrop = uint8(rowsTmbEventKindTMB_EVENT_DROP)
+	EventNew  = uint8(rowsTmbEventKindTMB_EVENT_NEW)
+	EventCut  = uint8(rowsTmbEventKindTMB_EVENT_CUT)
+
 	// PolicyPeerAny and PolicyPeerClass are TMB_PEER_ANY and TMB_PEER_CLASS.
 	PolicyPeerAny   = ^uint64(0)
 	PolicyPeerClass = uint64(1) << 63

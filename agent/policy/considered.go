@@ -59,6 +59,25 @@ func (e *Engine) bystanders(d Direction, pod Party) []Bystander {
 	return out
 }
 
+// Isolating are the NetworkPolicies that isolate a pod in a direction.
+func (e *Engine) Isolating(pod Party, d Direction) []string {
+	s, _ := e.subjectFor(pod)
+	if s == nil || !s.flags.isolated(d) {
+		return nil
+	}
+	return isolating(s.policies[d])
+}
+
+func isolating(policies []string) []string {
+	var out []string
+	for _, p := range policies {
+		if strings.HasPrefix(p, "NetworkPolicy ") {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // Summary of a policy.
 type Summary struct {
 	Name

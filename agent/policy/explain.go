@@ -149,17 +149,15 @@ func (s *SideExplanation) Words() string {
 	case ReasonNone.String():
 		return "no policy selects the pod"
 	case ReasonIsolated.String():
-		var names []string
-		for _, p := range s.Policies {
-			if strings.HasPrefix(p, "NetworkPolicy ") {
-				names = append(names, p)
-			}
-		}
+		names := isolating(s.Policies)
 		if len(names) == 1 {
 			return names[0] + " isolates the pod and no rule allows this"
 		}
 		return strings.Join(names, ", ") + " isolate the pod and no rule allows this"
 	case ReasonDefault.String():
+		if len(s.Policies) == 0 {
+			return "no policy of the pod has a say in this direction"
+		}
 		return "no rule has a say"
 	case ReasonNotLoaded.String():
 		return "the labels of the pod are not known, and some policy might select it"

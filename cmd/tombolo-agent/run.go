@@ -212,7 +212,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 		OnLink: n.underlay.OnLink, UnderlayMTU: uint16(min(n.underlay.MTU, 65535)),
 		SnapshotDir: filepath.Join(n.o.stateDir, "snapshot"),
 		Connector:   register.Connector{Client: n.client}, Prober: prober, Pods: n.pods,
-		OwnNode: n.ownNode, Details: n.details, Log: n.log,
+		OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Log: n.log,
 	}, linux.NewTables(n.objects.Maps, n.device))
 	if err != nil {
 		return err
@@ -240,6 +240,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	task("tunnel device", func() error { n.watchTunnel(ctx); return nil })
 	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
 	task("routes", func() error { return linux.WatchRoutes(ctx, func() { a.Notify(agent.TableRoutes) }) })
+	task("events", func() error { return linux.ReadEvents(ctx, n.objects.Events, a.Observe) })
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
 	task("flows", func() error { return n.sweeper.Run(ctx) })

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,10 +37,7 @@ type answer struct {
 // at runs a command line in this process with an environment of its own.
 func at(t *testing.T, vars map[string]string, args ...string) answer {
 	t.Helper()
-	var out, errOut bytes.Buffer
-	status := run(t.Context(), environment{Args: args, Stdout: &out, Stderr: &errOut,
-		Getenv: func(name string) string { return vars[name] }, Now: func() time.Time { return testNow }})
-	return answer{status, out.String(), errOut.String()}
+	return atInput(t, vars, strings.NewReader(""), args...)
 }
 
 // world is an agent and a mesh API server that are made of fixed answers.
@@ -51,6 +50,15 @@ type world struct {
 func (w *world) at(t *testing.T, args ...string) answer {
 	t.Helper()
 	return at(t, w.vars, args...)
+}
+
+// atInput is at with something on standard input.
+func atInput(t *testing.T, vars map[string]string, in io.Reader, args ...string) answer {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	status := run(t.Context(), environment{Args: args, Stdin: in, Stdout: &out, Stderr: &errOut,
+		Getenv: func(name string) string { return vars[name] }, Now: func() time.Time { return testNow }})
+	return answer{status, out.String(), errOut.String()}
 }
 
 // newWorld starts both on Unix sockets; a nil part is not there.
@@ -93,6 +101,8 @@ func (w *world) serveAgent(res http.ResponseWriter, req *http.Request) {
 		json.NewEncoder(res).Encode(map[string]string{"kind": "Error", "error": "no such thing: \x1b[31m" + req.URL.Path})
 	case string:
 		res.Write([]byte(body))
+	case http.HandlerFunc:
+		body(res, req)
 	default:
 		json.NewEncoder(res).Encode(body)
 	}

@@ -208,7 +208,7 @@ func (c *cli) askAgent(client *http.Client) answerer {
 		var body []byte
 		for _, line := range ch.lines {
 			if line == nil {
-				line = []byte("0") // no question: the agent says so in its place
+				line = []byte(`{"from":"","to":""}`) // answered here, below
 			}
 			body = append(append(body, line...), '\n')
 		}
@@ -222,6 +222,9 @@ func (c *cli) askAgent(client *http.Client) answerer {
 			if err := json.Unmarshal(line, &b); err != nil {
 				ch.err = fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
 				return
+			}
+			if n := ch.sum.answered; n < len(ch.lines) && ch.lines[n] == nil {
+				b = trace.Line(nil, nil)
 			}
 			ch.answer(b)
 		}

@@ -46,7 +46,7 @@ usage.`,
 	root.MarkPersistentFlagFilename("agent-socket")
 	root.MarkPersistentFlagFilename("apiserver-socket")
 	root.SetHelpCommand(helpCommand())
-	root.AddCommand(c.demoCommand(), c.meshCommand(), c.statusCommand(), c.serviceCommand(), c.policyCommand(), c.mapsCommand(), c.nodeCommand(), c.versionCommand(), completionCommand(env.Stdout))
+	root.AddCommand(c.demoCommand(), c.meshCommand(), c.statusCommand(), c.serviceCommand(), c.policyCommand(), c.flowsCommand(), c.mapsCommand(), c.nodeCommand(), c.versionCommand(), completionCommand(env.Stdout))
 	usageArgs(root)
 	return root
 }

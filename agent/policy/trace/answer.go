@@ -153,7 +153,7 @@ func judge(w World, from, to *End, port Port, at [2]netip.Addr, brief bool) *Ans
 		if s.Verdict == Denied {
 			a.Verdict = Denied
 			denied = append(denied, s.name+" is denied: "+s.Why)
-		} else if s.SideExplanation != nil && s.Reason != policy.ReasonNone.String() {
+		} else if s.SideExplanation != nil && s.Rule != "" {
 			allowed = append(allowed, s.name+" is allowed: "+s.Why)
 		}
 	}
@@ -163,7 +163,7 @@ func judge(w World, from, to *End, port Port, at [2]netip.Addr, brief bool) *Ans
 	case allowed != nil:
 		a.Why = strings.Join(allowed, "; ")
 	default:
-		a.Why = "no policy applies"
+		a.Why = "no policy has a say"
 	}
 	if !brief {
 		a.From, a.To = from.text(w, at[0]), to.text(w, at[1])
