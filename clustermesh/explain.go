@@ -99,7 +99,7 @@ func (m *member) health() (healthy, total int) {
 	state := map[netip.Addr]bool{}
 	for _, s := range m.slices {
 		for _, e := range s.Endpoints {
-			if !e.Terminating {
+			if !e.ending() {
 				state[e.Address] = state[e.Address] || e.Ready || m.service.PublishNotReady
 			}
 		}

@@ -40,13 +40,13 @@ func (m *mesh) put(v *View, records ...Record) {
 }
 
 // backends gives a cluster endpoints: r ready, n not ready, s serving while it
-// terminates, t terminating only.
+// terminates, t terminating only, R ready although it terminates.
 func (m *mesh) backends(cluster, states string) {
 	s := &EndpointSlice{Name: SliceName{m.Name, "s1"}, Ports: []Port{{"http", TCP, 8080, 0}}}
 	for i, c := range states {
 		s.Endpoints = append(s.Endpoints, Endpoint{
 			Address: addr4(10<<24 | uint32(clusterID(cluster))<<16 | uint32(i+1)), Node: 1,
-			Ready: c == 'r', Serving: c == 'r' || c == 's', Terminating: c == 's' || c == 't',
+			Ready: c == 'r' || c == 'R', Serving: c == 'r' || c == 's', Terminating: c == 's' || c == 't' || c == 'R',
 		})
 	}
 	m.put(m.Views[cluster], s)

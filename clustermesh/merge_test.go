@@ -61,6 +61,7 @@ func TestMergeSettings(t *testing.T) {
 		{"terminating stays out", world{states: map[string]string{"a": "rs", "b": "s"}}, "a(1)", ""},
 		{"terminating is all there is", world{states: map[string]string{"a": "nst", "b": "s"}}, "a(1) b(1)", ""},
 		{"nothing at all", world{states: map[string]string{"a": "nt", "b": ""}}, "", ""},
+		{"published while it terminates", world{states: map[string]string{"a": "Rt", "b": "s"}}, "a(1)", ""},
 		{"not ready, published", world{own: func(s *Service) { s.PublishNotReady = true }, states: map[string]string{"a": "nnt", "b": "n"}}, "a(2)", ""},
 	}
 	for _, test := range tests {

@@ -158,8 +158,8 @@ func twinLocal(in MergeInput, own *Service, p Port, v6 bool) []Backend {
 		return nil
 	}
 	for _, e := range twinEndpoints(in, own, in.Local, p, v6) {
-		if e.Terminating && e.Serving || !e.Terminating && (e.Ready || own.PublishNotReady) {
-			list = append(list, Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating, Hints: e.Hints})
+		if e.Ready || e.Terminating && e.Serving || !e.Terminating && own.PublishNotReady {
+			list = append(list, Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating && !e.Ready, Hints: e.Hints})
 		}
 	}
 	slices.SortFunc(list, func(a, b Backend) int { return a.Address.Compare(b.Address) })
@@ -174,7 +174,7 @@ func twinEndpoints(in MergeInput, own *Service, cluster string, p Port, v6 bool)
 	}
 	score := func(e located) int {
 		n := 0
-		if !e.Terminating {
+		if !e.Terminating || e.Ready {
 			n += 4
 		}
 		if e.Ready {
@@ -210,12 +210,12 @@ func twinPort(in MergeInput, own *Service, order [][]string, p Port, v6 bool) []
 		for cluster := range in.Views {
 			s := in.Views[cluster].Service(in.Name)
 			for _, e := range twinEndpoints(in, own, cluster, p, v6) {
-				ready := !e.Terminating && (e.Ready || s.PublishNotReady)
-				if !e.Terminating && !fallback {
+				ready := e.Ready || !e.Terminating && s.PublishNotReady
+				if (!e.Terminating || e.Ready) && !fallback {
 					total[cluster]++
 				}
-				if !fallback && ready || fallback && e.Terminating && e.Serving {
-					usable[cluster] = append(usable[cluster], Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating, Hints: e.Hints})
+				if !fallback && ready || fallback && e.Terminating && !e.Ready && e.Serving {
+					usable[cluster] = append(usable[cluster], Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating && !e.Ready, Hints: e.Hints})
 				}
 			}
 		}

@@ -105,12 +105,16 @@ func (m *member) find(p Port, v6 bool) found {
 	return f
 }
 
+// ending endpoints serve only where nothing else is left. One that terminates and
+// is ready nevertheless is of a service that publishes whatever there is.
+func (e *Endpoint) ending() bool { return e.Terminating && !e.Ready }
+
 func (f *found) add(e *located, publishNotReady bool, most int) {
-	b := Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.Terminating, Hints: e.Hints}
+	b := Backend{Address: e.Address, Port: e.port, Node: e.Node, Zone: e.Zone, Terminating: e.ending(), Hints: e.Hints}
 	switch {
-	case e.Terminating && e.Serving:
+	case e.ending() && e.Serving:
 		f.ending = append(f.ending, b)
-	case e.Terminating:
+	case e.ending():
 	default:
 		f.total++
 		if e.Ready || publishNotReady {
@@ -129,7 +133,7 @@ func compareLocated(a, b located) int {
 		return c
 	}
 	return cmp.Or(cmp.Compare(a.port, b.port),
-		order(a.Terminating, b.Terminating), order(!a.Ready, !b.Ready), order(!a.Serving, !b.Serving),
+		order(a.ending(), b.ending()), order(!a.Ready, !b.Ready), order(!a.Serving, !b.Serving),
 		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Hints.text(), b.Hints.text()))
 }
 

@@ -54,7 +54,7 @@ type deriver struct {
 	pods       map[objectName]*podState
 	nodes      map[string]*nodeState
 	namespaces map[string]*corev1.Namespace
-	policies   map[objectName]*networkingv1.NetworkPolicy
+	policies   map[unit]*policyState
 	given      map[objectName]map[string]*discoveryv1.EndpointSlice // by service
 	givenOf    map[objectName]objectName                            // slice → service
 	nodeClaims map[string]*nodeClaim
@@ -79,7 +79,7 @@ type deriver struct {
 
 // unit is what is derived at once.
 type unit struct {
-	kind clustermesh.Kind // node, service (with its slices), address (a pod), identity, policy
+	kind clustermesh.Kind // node, service (with its slices), address (a pod), identity, policy, clusterpolicy
 	name objectName
 }
 
@@ -115,7 +115,7 @@ func newDeriver(cfg deriveConfig) *deriver {
 		pods:            make(map[objectName]*podState),
 		nodes:           make(map[string]*nodeState),
 		namespaces:      make(map[string]*corev1.Namespace),
-		policies:        make(map[objectName]*networkingv1.NetworkPolicy),
+		policies:        make(map[unit]*policyState),
 		given:           make(map[objectName]map[string]*discoveryv1.EndpointSlice),
 		givenOf:         make(map[objectName]objectName),
 		nodeClaims:      make(map[string]*nodeClaim),
@@ -161,8 +161,8 @@ func (d *deriver) touchAll(at clustermesh.Origin) {
 	for name := range d.pods {
 		d.touch(podUnit(name), at)
 	}
-	for name := range d.policies {
-		d.touch(policyUnit(name), at)
+	for u := range d.policies {
+		d.touch(u, at)
 	}
 	for text := range d.podsByText {
 		d.unnumbered[text] = true
@@ -176,7 +176,10 @@ func nodeUnit(name string) unit        { return unit{clustermesh.KindNode, objec
 func serviceUnit(name objectName) unit { return unit{clustermesh.KindService, name} }
 func podUnit(name objectName) unit     { return unit{clustermesh.KindAddress, name} }
 func policyUnit(name objectName) unit  { return unit{clustermesh.KindPolicy, name} }
-func identityUnit(text string) unit    { return unit{clustermesh.KindIdentity, objectName{"", text}} }
+func clusterPolicyUnit(name string) unit {
+	return unit{clustermesh.KindClusterPolicy, objectName{"", name}}
+}
+func identityUnit(text string) unit { return unit{clustermesh.KindIdentity, objectName{"", text}} }
 func (d *deriver) key(scope clustermesh.Scope, r clustermesh.Record) string {
 	return clustermesh.KeyOf(scope, d.cfg.Cluster, r).String()
 }
@@ -215,8 +218,12 @@ func (d *deriver) refs() []Ref {
 	for n := range d.namespaces {
 		all = append(all, Ref{KindNamespace, "", n})
 	}
-	for n := range d.policies {
-		all = append(all, Ref{KindNetworkPolicy, n.Namespace, n.Name})
+	for u := range d.policies {
+		kind := KindNetworkPolicy
+		if u.kind == clustermesh.KindClusterPolicy {
+			kind = KindClusterNetworkPolicy
+		}
+		all = append(all, Ref{kind, u.name.Namespace, u.name.Name})
 	}
 	for n := range d.givenOf {
 		all = append(all, Ref{KindEndpointSlice, n.Namespace, n.Name})
@@ -242,12 +249,10 @@ func (d *deriver) set(ref Ref, obj runtime.Object, at clustermesh.Origin) {
 		d.setNamespace(ref.Name, ns, at)
 	case KindNetworkPolicy:
 		policy, _ := obj.(*networkingv1.NetworkPolicy)
-		if policy == nil {
-			delete(d.policies, name)
-		} else {
-			d.policies[name] = policy
-		}
-		d.touch(policyUnit(name), at)
+		d.setNetworkPolicy(ref, policy, at)
+	case KindClusterNetworkPolicy:
+		policy, _ := obj.(*clusterPolicy)
+		d.setClusterNetworkPolicy(ref, policy, at)
 	case KindEndpointSlice:
 		slice, _ := obj.(*discoveryv1.EndpointSlice)
 		d.setSlice(name, slice, at)
@@ -349,7 +354,7 @@ func unitOrder(k clustermesh.Kind) int {
 		return 1
 	case clustermesh.KindAddress:
 		return 2
-	case clustermesh.KindPolicy:
+	case clustermesh.KindPolicy, clustermesh.KindClusterPolicy:
 		return 3
 	}
 	return 4
@@ -363,8 +368,8 @@ func (d *deriver) derive(u unit, y *yield) {
 		d.deriveIdentity(u.name.Name, y)
 	case clustermesh.KindAddress:
 		d.derivePod(u.name, y)
-	case clustermesh.KindPolicy:
-		d.derivePolicy(u.name, y)
+	case clustermesh.KindPolicy, clustermesh.KindClusterPolicy:
+		d.derivePolicy(u, y)
 	case clustermesh.KindService:
 		d.deriveService(u.name, y)
 	}

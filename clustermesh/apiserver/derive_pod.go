@@ -1,15 +1,10 @@
 package apiserver
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -257,8 +252,13 @@ func (d *deriver) derivePod(name objectName, y *yield) {
 		y.problem(Problem{Object: object, What: "its readiness probe is not run", Why: problem,
 			Fix: "use a tcpSocket or httpGet probe; until then the pod counts as ready when it is registered"})
 	}
+	ports, err := hostPorts(pod)
+	if err != nil {
+		y.problem(Problem{Object: object, What: "a host port is not served", Why: printable(err.Error()), Fix: "correct the port of the container"})
+	}
 	y.put(clustermesh.ScopeLocal, &clustermesh.Workload{
-		Namespace: name.Namespace, Name: name.Name, Node: pod.Spec.NodeName, Owner: owner, Readiness: probe, Origin: y.at,
+		Namespace: name.Namespace, Name: name.Name, Node: pod.Spec.NodeName, Owner: owner, Readiness: probe,
+		HostNetwork: pod.Spec.HostNetwork, HostPorts: ports, Origin: y.at,
 	}, object)
 	if pod.Spec.HostNetwork {
 		return
@@ -275,104 +275,6 @@ func (d *deriver) derivePod(name objectName, y *yield) {
 			Origin:     y.at,
 		}, object)
 	}
-}
-
-func namedPorts(pod *corev1.Pod) []clustermesh.NamedPort {
-	var ports []clustermesh.NamedPort
-	for _, c := range pod.Spec.Containers {
-		for _, p := range c.Ports {
-			proto, err := protocolOf(p.Protocol)
-			if p.Name == "" || err != nil || p.ContainerPort < 1 || p.ContainerPort > 65535 {
-				continue
-			}
-			ports = append(ports, clustermesh.NamedPort{Name: p.Name, Protocol: proto, Port: uint16(p.ContainerPort)})
-		}
-	}
-	return ports
-}
-
-// readinessProbe is that of the first container that has one; problem says why
-// it cannot be run by an agent.
-func readinessProbe(pod *corev1.Pod) (probe *clustermesh.Probe, problem string) {
-	for _, c := range pod.Spec.Containers {
-		if c.ReadinessProbe != nil {
-			return probeRecord(c, c.ReadinessProbe, pod)
-		}
-	}
-	return nil, ""
-}
-
-func probeRecord(c corev1.Container, p *corev1.Probe, pod *corev1.Pod) (*clustermesh.Probe, string) {
-	r := &clustermesh.Probe{
-		Period:           seconds(p.PeriodSeconds, 10),
-		Timeout:          seconds(p.TimeoutSeconds, 1),
-		InitialDelay:     seconds(p.InitialDelaySeconds, 0),
-		SuccessThreshold: max(1, int(p.SuccessThreshold)),
-		FailureThreshold: 3,
-	}
-	if p.FailureThreshold > 0 {
-		r.FailureThreshold = int(p.FailureThreshold)
-	}
-	var port intstr.IntOrString
-	switch {
-	case p.TCPSocket != nil:
-		r.Kind, port = "tcp", p.TCPSocket.Port
-	case p.HTTPGet != nil:
-		if p.HTTPGet.Scheme == corev1.URISchemeHTTPS {
-			return nil, "it is an httpGet probe over HTTPS"
-		}
-		r.Kind, port, r.Path = "http", p.HTTPGet.Port, p.HTTPGet.Path
-		if r.Path == "" {
-			r.Path = "/"
-		}
-	default:
-		return nil, "it is neither a tcpSocket nor an httpGet probe"
-	}
-	n, ok := resolvePort(port, corev1.ProtocolTCP, []corev1.Container{c})
-	if !ok {
-		n, ok = resolvePort(port, corev1.ProtocolTCP, pod.Spec.Containers)
-	}
-	if !ok {
-		return nil, fmt.Sprintf("its port %s is no port of the container", printable(port.String()))
-	}
-	r.Port = n
-	return r, ""
-}
-
-func seconds(n, unset int32) time.Duration {
-	if n <= 0 {
-		n = unset
-	}
-	return time.Duration(n) * time.Second
-}
-
-// resolvePort finds the number of a target port, by name among the containers.
-func resolvePort(target intstr.IntOrString, proto corev1.Protocol, containers []corev1.Container) (uint16, bool) {
-	if target.Type == intstr.Int {
-		return uint16(target.IntVal), target.IntVal >= 1 && target.IntVal <= 65535
-	}
-	for _, c := range containers {
-		for _, p := range c.Ports {
-			same := p.Protocol == proto || (p.Protocol == "" && proto == corev1.ProtocolTCP)
-			if p.Name == target.StrVal && same && p.ContainerPort >= 1 && p.ContainerPort <= 65535 {
-				return uint16(p.ContainerPort), true
-			}
-		}
-	}
-	return 0, false
-}
-
-// protocolOf reads a protocol; unset is TCP.
-func protocolOf(p corev1.Protocol) (clustermesh.Protocol, error) {
-	switch p {
-	case "", corev1.ProtocolTCP:
-		return clustermesh.TCP, nil
-	case corev1.ProtocolUDP:
-		return clustermesh.UDP, nil
-	case corev1.ProtocolSCTP:
-		return clustermesh.SCTP, nil
-	}
-	return 0, fmt.Errorf("protocol %q is not one of TCP, UDP, SCTP", printable(string(p)))
 }
 
 // deriveIdentity yields what an identity stands for, while its number is in use.
@@ -392,23 +294,4 @@ func (d *deriver) touchIdentity(text string, at clustermesh.Origin) {
 	for pod := range d.podsByText[text] {
 		d.touch(podUnit(pod), at)
 	}
-}
-
-// derivePolicy yields a NetworkPolicy as JSON, without what changes by itself.
-func (d *deriver) derivePolicy(name objectName, y *yield) {
-	policy := d.policies[name]
-	if policy == nil {
-		return
-	}
-	text, err := json.Marshal(networkingv1.NetworkPolicy{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: KindNetworkPolicy},
-		ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name},
-		Spec:       policy.Spec,
-	})
-	object := Ref{KindNetworkPolicy, name.Namespace, name.Name}.String()
-	if err != nil {
-		y.problem(Problem{Object: object, What: "its record is not published", Why: printable(err.Error())})
-		return
-	}
-	y.put(clustermesh.ScopeLocal, &clustermesh.Policy{Namespace: name.Namespace, Name: name.Name, JSON: text, Origin: y.at}, object)
 }

@@ -1,15 +1,11 @@
 package apiserver
 
 import (
-	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -93,53 +89,6 @@ func (d *deriver) podsOf(st *serviceState) []objectName {
 	return pods
 }
 
-// validateService reports the first thing in a Service that cannot be right and
-// that a kube-apiserver would refuse.
-func validateService(svc *corev1.Service) error {
-	names := make(map[string]bool)
-	numbers := make(map[string]bool)
-	for i, p := range svc.Spec.Ports {
-		at := fmt.Sprintf("spec.ports[%d]", i)
-		proto, err := protocolOf(p.Protocol)
-		switch {
-		case err != nil:
-			return fmt.Errorf("%s: %w", at, err)
-		case p.Port < 1 || p.Port > 65535:
-			return fmt.Errorf("%s: port %d is not between 1 and 65535", at, p.Port)
-		case p.NodePort < 0 || p.NodePort > 65535:
-			return fmt.Errorf("%s: nodePort %d is not between 1 and 65535", at, p.NodePort)
-		case p.TargetPort.Type == intstr.Int && (p.TargetPort.IntVal < 0 || p.TargetPort.IntVal > 65535):
-			return fmt.Errorf("%s: targetPort %d is not between 1 and 65535", at, p.TargetPort.IntVal)
-		case p.Name == "" && len(svc.Spec.Ports) > 1:
-			return fmt.Errorf("%s: has no name; each of several ports needs one", at)
-		case names[p.Name]:
-			return fmt.Errorf("%s: the name %q is used twice", at, p.Name)
-		}
-		names[p.Name] = true
-		number := fmt.Sprintf("%d/%d", p.Port, proto)
-		if numbers[number] {
-			return fmt.Errorf("%s: port %d is given twice for one protocol", at, p.Port)
-		}
-		numbers[number] = true
-	}
-	for _, text := range clusterIPs(svc) {
-		if _, err := netip.ParseAddr(text); err != nil {
-			return fmt.Errorf("spec.clusterIPs: %q is no address", text)
-		}
-	}
-	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-		if n := *c.ClientIP.TimeoutSeconds; n < 1 || n > 86400 {
-			return fmt.Errorf("spec.sessionAffinityConfig: %d seconds is not between 1 and 86400", n)
-		}
-	}
-	switch svc.Spec.SessionAffinity {
-	case "", corev1.ServiceAffinityNone, corev1.ServiceAffinityClientIP:
-	default:
-		return fmt.Errorf("spec.sessionAffinity: %q is not one of None, ClientIP", svc.Spec.SessionAffinity)
-	}
-	return nil
-}
-
 // clusterIPs are the addresses of a Service; none if it is headless.
 func clusterIPs(svc *corev1.Service) []string {
 	ips := svc.Spec.ClusterIPs
@@ -178,6 +127,10 @@ func (d *deriver) deriveService(name objectName, y *yield) {
 	}
 	settings.into(r)
 	r.Origin = y.at
+	if svc := st.svc; svc.Spec.Type == corev1.ServiceTypeNodePort && slices.ContainsFunc(r.Ports, func(p clustermesh.Port) bool { return p.NodePort == 0 }) {
+		y.problem(Problem{Object: object, What: "a port has no node port", Why: "its type is NodePort, and no nodePort is given",
+			Fix: "write a nodePort into the manifest: nobody allocates one"})
+	}
 	scope := clustermesh.ScopeLocal
 	if settings.exported() {
 		scope = clustermesh.ScopeExport
@@ -230,29 +183,4 @@ func (s Settings) into(r *clustermesh.Service) {
 	r.Global, r.Shared = s.Global, s.Shared
 	r.Affinity, r.Failover, r.MinHealthy = s.Affinity, s.Failover, s.MinHealthy
 	r.Weight, r.HasWeight = s.Weight, s.HasWeight
-}
-
-// serviceRecord is a valid Service as a record, without what annotations say.
-func serviceRecord(name objectName, svc *corev1.Service) *clustermesh.Service {
-	r := &clustermesh.Service{
-		Name:            clustermesh.ServiceName(name),
-		Headless:        svc.Spec.ClusterIP == corev1.ClusterIPNone,
-		PublishNotReady: svc.Spec.PublishNotReadyAddresses,
-	}
-	for _, p := range svc.Spec.Ports {
-		proto, _ := protocolOf(p.Protocol)
-		r.Ports = append(r.Ports, clustermesh.Port{Name: p.Name, Protocol: proto, Port: uint16(p.Port), NodePort: uint16(p.NodePort)})
-	}
-	for _, text := range clusterIPs(svc) {
-		if a, err := netip.ParseAddr(text); err == nil {
-			r.Frontends = append(r.Frontends, a.Unmap())
-		}
-	}
-	if svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
-		r.SessionAffinity = 3 * time.Hour // what Kubernetes sets if nothing is said
-		if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-			r.SessionAffinity = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
-		}
-	}
-	return r
 }

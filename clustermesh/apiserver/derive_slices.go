@@ -13,12 +13,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
 // maxSlice is how many endpoints one slice holds.
 const maxSlice = 100
+
+// maxHints is how many zones, and how many nodes, an endpoint is meant for: the
+// limit of Kubernetes.
+const maxHints = 8
 
 // slices are those of a service: the given ones, or else derived ones. Given ones
 // that were refused and never published do not count: what is wrong takes
@@ -39,6 +44,7 @@ func (d *deriver) derivedSlices(name objectName, st *serviceState) []*clustermes
 	}
 	groups := make(map[string]*group)
 	v4, v6 := families(st.svc)
+	prefer, always := distribution(st.svc), st.svc.Spec.PublishNotReadyAddresses
 	for _, podName := range d.podsOf(st) {
 		pod := d.pods[podName].pod
 		addrs, ready := d.podAddresses(podName, pod)
@@ -63,14 +69,16 @@ func (d *deriver) derivedSlices(name objectName, st *serviceState) []*clustermes
 				g = &group{ports: ports}
 				groups[family+base] = g
 			}
-			g.endpoints = append(g.endpoints, clustermesh.Endpoint{
+			ep := clustermesh.Endpoint{
 				Address:     a,
 				Node:        d.cfg.NodeNumber(pod.Spec.NodeName),
 				Zone:        d.zone(pod.Spec.NodeName),
-				Ready:       (ready || st.svc.Spec.PublishNotReadyAddresses) && !terminating,
+				Ready:       (ready && !terminating) || always,
 				Serving:     ready,
 				Terminating: terminating,
-			})
+			}
+			ep.Hints = hintsFor(prefer, ep)
+			g.endpoints = append(g.endpoints, ep)
 		}
 	}
 	var out []*clustermesh.EndpointSlice
@@ -79,6 +87,23 @@ func (d *deriver) derivedSlices(name objectName, st *serviceState) []*clustermes
 		out = appendSlices(out, name, base, g.ports, g.endpoints)
 	}
 	return out
+}
+
+// hintsFor are the hints that the EndpointSlice controller of Kubernetes gives:
+// what is ready is meant for its own zone, and for its own node if that is asked for.
+func hintsFor(prefer clustermesh.Distribution, e clustermesh.Endpoint) clustermesh.Hints {
+	if prefer == clustermesh.DistributionUnset || !e.Ready {
+		return clustermesh.Hints{}
+	}
+	var zones []string
+	var nodes []uint16
+	if e.Zone != "" {
+		zones = []string{e.Zone}
+	}
+	if prefer == clustermesh.DistributionSameNode && e.Node != 0 {
+		nodes = []uint16{e.Node}
+	}
+	return clustermesh.MakeHints(zones, nodes)
 }
 
 func (d *deriver) zone(node string) string {
@@ -120,7 +145,7 @@ func targetPorts(svc *corev1.Service, pod *corev1.Pod) ([]clustermesh.Port, stri
 		proto, _ := protocolOf(p.Protocol)
 		number, ok := uint16(p.Port), true
 		if p.TargetPort != (intstr.IntOrString{}) {
-			number, ok = resolvePort(p.TargetPort, cmp.Or(p.Protocol, corev1.ProtocolTCP), pod.Spec.Containers)
+			number, ok = resolvePort(p.TargetPort, cmp.Or(p.Protocol, corev1.ProtocolTCP), running(pod))
 		}
 		if !ok {
 			name.WriteByte('0')
@@ -205,7 +230,10 @@ func addressHash(a netip.Addr) uint64 {
 }
 
 func sliceNames(s *discoveryv1.EndpointSlice, node string) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool { return e.NodeName != nil && *e.NodeName == node })
+	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
+		return e.NodeName != nil && *e.NodeName == node ||
+			e.Hints != nil && slices.ContainsFunc(e.Hints.ForNodes, func(f discoveryv1.ForNode) bool { return f.Name == node })
+	})
 }
 
 // setSlice takes a given EndpointSlice; it belongs to the service of its label.
@@ -320,7 +348,36 @@ func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.End
 	if e.Zone != nil {
 		ep.Zone = *e.Zone
 	}
-	return ep, nil
+	ep.Hints, err = d.readHints(e.Hints)
+	return ep, err
+}
+
+// readHints reads given hints. A node without a number has no agent that could
+// be meant.
+func (d *deriver) readHints(h *discoveryv1.EndpointHints) (clustermesh.Hints, error) {
+	if h == nil {
+		return clustermesh.Hints{}, nil
+	}
+	if len(h.ForZones) > maxHints || len(h.ForNodes) > maxHints {
+		return clustermesh.Hints{}, fmt.Errorf("hints: %d zones and %d nodes; at most %d of each are allowed", len(h.ForZones), len(h.ForNodes), maxHints)
+	}
+	var zones []string
+	var nodes []uint16
+	for i, z := range h.ForZones {
+		if z.Name == "" || len(validation.IsValidLabelValue(z.Name)) > 0 {
+			return clustermesh.Hints{}, fmt.Errorf("hints.forZones[%d]: %q is no name of a zone", i, z.Name)
+		}
+		zones = append(zones, z.Name)
+	}
+	for i, f := range h.ForNodes {
+		if len(validation.IsDNS1123Subdomain(f.Name)) > 0 {
+			return clustermesh.Hints{}, fmt.Errorf("hints.forNodes[%d]: %q is no name of a node", i, f.Name)
+		}
+		if n := d.cfg.NodeNumber(f.Name); n != 0 {
+			nodes = append(nodes, n)
+		}
+	}
+	return clustermesh.MakeHints(zones, nodes), nil
 }
 
 // hostEndpoint finds the node that has address a itself, and the tunnel address

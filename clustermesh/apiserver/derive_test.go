@@ -11,10 +11,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"pgregory.net/rapid"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -150,8 +152,20 @@ func genState(t *rapid.T) testState {
 		svc.Spec.Selector = rapid.SampledFrom([]map[string]string{nil, {"app": "a"}, {"app": "b"}, {"app": "a", "tier": "x"}}).Draw(t, "selector")
 		svc.Spec.Ports = []corev1.ServicePort{{Name: "web", Port: 80, TargetPort: rapid.SampledFrom([]intstr.IntOrString{{}, intstr.FromInt32(8080), intstr.FromString("http")}).Draw(t, "target")}}
 		svc.Spec.PublishNotReadyAddresses = rapid.Bool().Draw(t, "publishNotReady")
+		svc.Spec.TrafficDistribution = rapid.SampledFrom([]*string{nil, nil, new(corev1.ServiceTrafficDistributionPreferClose), new(corev1.ServiceTrafficDistributionPreferSameNode)}).Draw(t, "distribution")
 		svc.Annotations = rapid.SampledFrom([]map[string]string{nil, {AnnotationGlobal: "true"}, {AnnotationGlobal: "true", AnnotationShared: "false"}}).Draw(t, "annotations")
 		s.objects[Ref{KindService, "shop", name}] = svc
+	}
+	if rapid.Bool().Draw(t, "policy") {
+		p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "np"}}
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: []networkingv1.NetworkPolicyPort{{Port: new(intstr.FromInt32(rapid.SampledFrom([]int32{53, 80}).Draw(t, "policyPort")))}}}}
+		s.objects[Ref{KindNetworkPolicy, "shop", "np"}] = p
+	}
+	if rapid.Bool().Draw(t, "clusterPolicy") {
+		p := &clusterPolicy{ClusterNetworkPolicy: &v1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "cnp"}}}
+		p.Spec.Tier, p.Spec.Subject.Namespaces = v1alpha2.AdminTier, &metav1.LabelSelector{}
+		p.Spec.Priority = rapid.Int32Range(0, 1).Draw(t, "priority")
+		s.objects[Ref{KindClusterNetworkPolicy, "", "cnp"}] = p
 	}
 	if rapid.Bool().Draw(t, "namespace") {
 		s.objects[Ref{KindNamespace, "", "shop"}] = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "x"}}}
@@ -330,7 +344,17 @@ func checkTwin(t *rapid.T, s testState, records map[clustermesh.Key]clustermesh.
 			}
 			going := pod.DeletionTimestamp != nil
 			for _, a := range addrs {
-				want[fmt.Sprintf("%s %s:%d %s %v %v %v", ref.Name, a, port, pod.Spec.NodeName, (ready || svc.Spec.PublishNotReadyAddresses) && !going, ready, going)] = true
+				usable := ready && !going || svc.Spec.PublishNotReadyAddresses
+				hints := ""
+				if prefer := svc.Spec.TrafficDistribution; prefer != nil && usable {
+					if z := s.objects[Ref{KindNode, "", pod.Spec.NodeName}].(*corev1.Node).Labels[corev1.LabelTopologyZone]; z != "" {
+						hints += ">zone:" + z
+					}
+					if *prefer == corev1.ServiceTrafficDistributionPreferSameNode {
+						hints += fmt.Sprintf(">node:%d", pod.Spec.NodeName[1]-'0'+1)
+					}
+				}
+				want[fmt.Sprintf("%s %s:%d %s %v %v %v%s", ref.Name, a, port, pod.Spec.NodeName, usable, ready, going, hints)] = true
 			}
 		}
 	}
@@ -350,7 +374,7 @@ func checkTwin(t *rapid.T, s testState, records map[clustermesh.Key]clustermesh.
 			if e.Address.Is4() != slice.Endpoints[0].Address.Is4() {
 				t.Fatalf("%s has two families", key)
 			}
-			got[fmt.Sprintf("%s %s:%d n%d %v %v %v", slice.Name.Service.Name, e.Address, slice.Ports[0].Port, e.Node-1, e.Ready, e.Serving, e.Terminating)] = true
+			got[fmt.Sprintf("%s %s:%d n%d %v %v %v%v", slice.Name.Service.Name, e.Address, slice.Ports[0].Port, e.Node-1, e.Ready, e.Serving, e.Terminating, e.Hints)] = true
 		}
 	}
 	for e := range got {

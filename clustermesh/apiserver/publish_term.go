@@ -43,7 +43,7 @@ type term struct {
 // the operator's word.
 func ownPrefixes(cluster string) []string {
 	prefixes := []string{clustermesh.ScopePrefix(clustermesh.ScopeExport, cluster)}
-	for _, kind := range []clustermesh.Kind{clustermesh.KindService, clustermesh.KindEndpointSlice, clustermesh.KindPolicy, clustermesh.KindWorkload} {
+	for _, kind := range []clustermesh.Kind{clustermesh.KindService, clustermesh.KindEndpointSlice, clustermesh.KindPolicy, clustermesh.KindClusterPolicy, clustermesh.KindWorkload} {
 		prefixes = append(prefixes, clustermesh.KindPrefix(clustermesh.ScopeLocal, cluster, kind))
 	}
 	return prefixes

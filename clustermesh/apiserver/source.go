@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Ref names one Kubernetes object of a source. Namespace is empty for Nodes and
-// Namespaces.
+// Ref names one Kubernetes object of a source. Namespace is empty for Nodes,
+// Namespaces and ClusterNetworkPolicies.
 type Ref struct{ Kind, Namespace, Name string }
 
 // String is Kind namespace/name, as problems and logs spell it.
@@ -34,6 +34,8 @@ const (
 	KindNamespace     = "Namespace"
 	KindNetworkPolicy = "NetworkPolicy"
 	KindEndpointSlice = "EndpointSlice"
+	// Of the whole cluster, as Nodes and Namespaces are.
+	KindClusterNetworkPolicy = "ClusterNetworkPolicy"
 )
 
 // Objects is one delivery of a source. Objects are shared and immutable: an

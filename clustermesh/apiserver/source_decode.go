@@ -18,27 +18,33 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 )
 
-// scheme holds the three API groups a source delivers from and no more: the
+// scheme holds the four API groups a source delivers from and no more: the
 // whole client-go scheme costs every start and every build dearly.
 var scheme = func() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, v1alpha2.AddToScheme} {
 		if err := add(s); err != nil {
 			panic(err)
 		}
 	}
+	s.AddKnownTypes(clusterPolicyBeta, &v1alpha2.ClusterNetworkPolicy{})
 	return s
 }()
 
 var decoder = serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 
+// clusterPolicyBeta is the newer version of ClusterNetworkPolicy: another name
+// for the same fields.
+var clusterPolicyBeta = schema.GroupVersion{Group: v1alpha2.GroupName, Version: "v1beta1"}
+
 // namespaced are the kinds a source delivers, and whether they live in a namespace.
 var namespaced = map[string]bool{
 	KindService: true, KindPod: true, KindNetworkPolicy: true, KindEndpointSlice: true,
-	KindNode: false, KindNamespace: false,
+	KindNode: false, KindNamespace: false, KindClusterNetworkPolicy: false,
 }
 
 // object is one Kubernetes object of a manifest.
@@ -206,7 +212,7 @@ func (d *document) addObject(text []byte, apiVersion, kind string) error {
 	}
 	inNamespace, wanted := namespaced[kind]
 	if !wanted || !scheme.Recognizes(gvk) {
-		d.notes = append(d.notes, fmt.Sprintf("%s of %s is ignored: only Service, Pod, Node, Namespace, NetworkPolicy and EndpointSlice are read", kind, apiVersion))
+		d.notes = append(d.notes, fmt.Sprintf("%s of %s is ignored: only Service, Pod, Node, Namespace, NetworkPolicy, ClusterNetworkPolicy and EndpointSlice are read", kind, apiVersion))
 		return nil
 	}
 	obj, _, err := decoder.Decode(text, &gvk, nil)
@@ -233,6 +239,9 @@ func (d *document) addObject(text []byte, apiVersion, kind string) error {
 	}
 	if bad := validation.IsDNS1123Label(ref.Namespace); inNamespace && len(bad) > 0 {
 		return fmt.Errorf("%s %s: metadata.namespace %q is not a valid name: %s", kind, ref.Name, ref.Namespace, bad[0])
+	}
+	if p, ok := obj.(*v1alpha2.ClusterNetworkPolicy); ok {
+		obj = &clusterPolicy{p, lacking(text)}
 	}
 	d.objects = append(d.objects, object{ref, obj})
 	return nil

@@ -53,8 +53,8 @@ shown.`,
 // confirmKinds are what can be held: objects of the source, and records made of
 // them.
 var confirmKinds = []string{
-	"pod", "namespace", "networkpolicy", "node", "service", "endpointslice",
-	"identity", "address", "policy", "workload",
+	"pod", "namespace", "networkpolicy", "clusternetworkpolicy", "node", "service", "endpointslice",
+	"identity", "address", "policy", "clusterpolicy", "workload",
 }
 
 // confirmCommand lets a held mass delete go ahead.
