@@ -29,6 +29,7 @@ var helpers515 = map[asm.BuiltinFunc]string{
 	asm.FnL4CsumReplace:    "4.1",
 	asm.FnSkbPullData:      "4.9",
 	asm.FnSkbChangeTail:    "4.9",
+	asm.FnSkbAdjustRoom:    "4.13",
 	asm.FnRingbufReserve:   "5.8",
 	asm.FnRingbufSubmit:    "5.8",
 	asm.FnSkcLookupTcp:     "5.2",

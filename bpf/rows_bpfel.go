@@ -147,17 +147,18 @@ type rowsTmbFlow struct {
 type rowsTmbFlowFlags uint32
 
 const (
-	rowsTmbFlowFlagsTMB_FLOW_FROM_A   rowsTmbFlowFlags = 1
-	rowsTmbFlowFlagsTMB_FLOW_ANSWERED rowsTmbFlowFlags = 2
-	rowsTmbFlowFlagsTMB_FLOW_FIN_A    rowsTmbFlowFlags = 4
-	rowsTmbFlowFlagsTMB_FLOW_FIN_B    rowsTmbFlowFlags = 8
-	rowsTmbFlowFlagsTMB_FLOW_RESET    rowsTmbFlowFlags = 16
-	rowsTmbFlowFlagsTMB_FLOW_SERVICE  rowsTmbFlowFlags = 32
-	rowsTmbFlowFlagsTMB_FLOW_REPLY    rowsTmbFlowFlags = 64
-	rowsTmbFlowFlagsTMB_FLOW_TO_SRC   rowsTmbFlowFlags = 128
-	rowsTmbFlowFlagsTMB_FLOW_TO_DST   rowsTmbFlowFlags = 256
-	rowsTmbFlowFlagsTMB_FLOW_OUTSIDE  rowsTmbFlowFlags = 512
-	rowsTmbFlowFlagsTMB_FLOW_HAIRPIN  rowsTmbFlowFlags = 1024
+	rowsTmbFlowFlagsTMB_FLOW_FROM_A    rowsTmbFlowFlags = 1
+	rowsTmbFlowFlagsTMB_FLOW_ANSWERED  rowsTmbFlowFlags = 2
+	rowsTmbFlowFlagsTMB_FLOW_FIN_A     rowsTmbFlowFlags = 4
+	rowsTmbFlowFlagsTMB_FLOW_FIN_B     rowsTmbFlowFlags = 8
+	rowsTmbFlowFlagsTMB_FLOW_RESET     rowsTmbFlowFlags = 16
+	rowsTmbFlowFlagsTMB_FLOW_SERVICE   rowsTmbFlowFlags = 32
+	rowsTmbFlowFlagsTMB_FLOW_REPLY     rowsTmbFlowFlags = 64
+	rowsTmbFlowFlagsTMB_FLOW_TO_SRC    rowsTmbFlowFlags = 128
+	rowsTmbFlowFlagsTMB_FLOW_TO_DST    rowsTmbFlowFlags = 256
+	rowsTmbFlowFlagsTMB_FLOW_OUTSIDE   rowsTmbFlowFlags = 512
+	rowsTmbFlowFlagsTMB_FLOW_HAIRPIN   rowsTmbFlowFlags = 1024
+	rowsTmbFlowFlagsTMB_FLOW_FORBIDDEN rowsTmbFlowFlags = 2048
 )
 
 type rowsTmbFlowKey struct {

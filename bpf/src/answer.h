@@ -147,7 +147,8 @@ __noinline int tmb_make_unreachable(struct __sk_buff *skb, struct tmb_packet *p)
 	*((__u16 *)icmp + 1) = ~tmb_fold16(sum);
 
 	at = tmb_l2_len + (v4 ? sizeof(struct tmb_ip4) : sizeof(struct tmb_ip6));
-	if (bpf_skb_change_head(skb, at - tmb_l2_len + sizeof(icmp), 0))
+	/* Behind the Ethernet header, so that the kernel knows where IP begins. */
+	if (bpf_skb_adjust_room(skb, at - tmb_l2_len + sizeof(icmp), BPF_ADJ_ROOM_MAC, 0))
 		return -1;
 	if (tmb_l2_len) {
 		tmb_turn_eth(&e, e.proto);

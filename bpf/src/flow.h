@@ -56,6 +56,11 @@ static __always_inline bool tmb_closed(__u32 flags)
 	return flags & TMB_FLOW_RESET || (flags & TMB_FLOW_FIN_A && flags & TMB_FLOW_FIN_B);
 }
 
+static __always_inline bool tmb_is_stream(const struct tmb_packet *p)
+{
+	return p->proto == IPPROTO_TCP || p->proto == IPPROTO_SCTP;
+}
+
 /* Does the packet ask for a new connection? */
 static __always_inline bool tmb_is_open(const struct tmb_packet *p)
 {
@@ -65,7 +70,7 @@ static __always_inline bool tmb_is_open(const struct tmb_packet *p)
 /* May it be the first of its flow? Else it belongs to one that is not known. */
 static __always_inline bool tmb_may_open(const struct tmb_packet *p)
 {
-	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_SCTP)
+	if (tmb_is_stream(p))
 		return tmb_is_open(p);
 	return !(p->what & TMB_IS_REPLY);
 }
@@ -214,7 +219,21 @@ __noinline int tmb_flow_sync(struct tmb_packet *p)
 	return 0;
 }
 
-/* Policy forbids it now: the rows go. */
+/* Policy forbids it now. A stream's row stays and says so: without it, its next
+ * packet would be taken for one of a connection that was pushed out. */
+static __always_inline void tmb_flow_forbid(struct tmb_flow_key *key, bool stream)
+{
+	struct tmb_flow *f;
+
+	if (!stream) {
+		bpf_map_delete_elem(&tmb_flow_1, key);
+		return;
+	}
+	f = bpf_map_lookup_elem(&tmb_flow_1, key);
+	if (f)
+		f->flags |= TMB_FLOW_FORBIDDEN;
+}
+
 __noinline int tmb_flow_cut(struct __sk_buff *skb, struct tmb_packet *p, __u32 reason)
 {
 	struct tmb_flow_key key TMB_ALIGNED;
@@ -224,10 +243,10 @@ __noinline int tmb_flow_cut(struct __sk_buff *skb, struct tmb_packet *p, __u32 r
 	tmb_count(TMB_FLOW_CUT);
 	tmb_tell(skb, p, TMB_EVENT_CUT, reason);
 	tmb_flow_key(&key, &p->src, &p->dst, p->sport, p->dport, p->proto);
-	bpf_map_delete_elem(&tmb_flow_1, &key);
+	tmb_flow_forbid(&key, tmb_is_stream(p));
 	if (p->what & TMB_IS_TRANSLATED) {
 		tmb_flow_key(&key, &p->to_src, &p->to_dst, p->to_sport, p->to_dport, p->proto);
-		bpf_map_delete_elem(&tmb_flow_1, &key);
+		tmb_flow_forbid(&key, tmb_is_stream(p));
 	}
 	return 0;
 }
@@ -261,6 +280,8 @@ __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 h
 			reason = tmb_judge(p, true);
 			if (reason)
 				return reason;
+			if (flags & TMB_FLOW_FORBIDDEN)
+				return TMB_FRESH;
 		} else if (flags & TMB_FLOW_SERVICE && !tmb_backend_stands(f, true)) {
 			return TMB_FRESH;
 		}
@@ -273,17 +294,20 @@ __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 h
 	epoch = tmb_epoch();
 	if (f->epoch != epoch) {
 		reason = tmb_judge(p, forward);
-		if (reason) {
-			tmb_flow_cut(skb, p, reason);
+		if (reason) { /* and the row's epoch stays that of before */
+			f->seen = bpf_ktime_get_coarse_ns();
+			if (!(flags & TMB_FLOW_FORBIDDEN))
+				tmb_flow_cut(skb, p, reason);
 			return reason;
 		}
 		f->rule = p->rule;
 		f->epoch = epoch;
+		flags &= ~TMB_FLOW_FORBIDDEN;
 	}
 	p->rule = f->rule;
 	next = tmb_flow_state(flags, p, forward);
 	now = bpf_ktime_get_coarse_ns();
-	if (next != flags || now - f->seen >= TMB_SECOND) {
+	if (next != f->flags || now - f->seen >= TMB_SECOND) {
 		f->flags = next;
 		f->seen = now;
 		tmb_flow_sync(p);

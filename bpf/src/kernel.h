@@ -39,6 +39,7 @@ enum {
 
 #define BPF_F_NO_PREALLOC 1
 #define BPF_ANY 0
+#define BPF_ADJ_ROOM_MAC 1
 #define BPF_F_PSEUDO_HDR 0x10	  /* the change counts in the pseudo header, too */
 #define BPF_F_MARK_MANGLED_0 0x20 /* UDP: no checksum stays none */
 
@@ -128,6 +129,7 @@ static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void
 static __s64 (*const bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
 static long (*const bpf_skb_change_head)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)43;
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 diff, __u32 mode, __u64 flags) = (void *)50;
 static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;

@@ -272,6 +272,7 @@ enum tmb_flow_flags {
 	TMB_FLOW_TO_DST = 256,	/* opener's packets get destination to_dst (REPLY: answers get it) */
 	TMB_FLOW_OUTSIDE = 512, /* came in by ifindex (or goes out there, masqueraded): answers leave there */
 	TMB_FLOW_HAIRPIN = 1024, /* a pod that reached itself */
+	TMB_FLOW_FORBIDDEN = 2048, /* cut: its packets are dropped until policy allows it again */
 };
 
 struct tmb_flow {
