@@ -35,7 +35,7 @@ bench: build ## figures of control plane and data plane beside yardsticks of the
 	$(GO) run ./test/bench -bin $(BIN) -runs $(RUNS) -only '$(ONLY)'
 
 # bench-dataplane needs root and, for kube-proxy, Debian's nftables and iptables. SERVICES=1,1000 RULES=0,100 SECONDS=0.5
-# CPU=0 OUT=figures.json ONLY=… (variants by letter: b,d).
+# CPU=0 OUT=figures.json ONLY=… (sections paths, packets, capacity; variants by letter: b,e).
 bench-dataplane: $(if $(QUICK),,$(BIN)/kube-proxy) ## pod to pod beside kube-proxy and a plain route, needs root; RUNS=5 ONLY=… QUICK=1: two minutes
 	$(GO) build -o $(BIN)/bench-dataplane ./test/bench/dataplane
 	$(BIN)/bench-dataplane -kube-proxy $(BIN)/kube-proxy $(if $(QUICK),-quick,-runs $(RUNS)) $(if $(ONLY),-only '$(ONLY)') \

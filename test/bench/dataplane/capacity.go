@@ -32,6 +32,14 @@ var (
 	large = extent{4, 250, 100_000, 10, 1_000_000}
 )
 
+// large is what must fit; quick runs are about the change.
+func (o *options) large() extent {
+	if o.quick {
+		return extent{4, 250, 10_000, 10, 100_000}
+	}
+	return large
+}
+
 const (
 	changes     = 200 // of each kind, by turns
 	loadLimit   = 10 * time.Second
@@ -65,7 +73,7 @@ func (r *runner) capacity(ctx context.Context) error {
 			h.stop()
 		}
 	}()
-	for _, e := range []extent{small, large} {
+	for _, e := range []extent{small, r.opts.large()} {
 		rows, err := r.rowsIntoMaps(e)
 		if err != nil {
 			return fmt.Errorf("rows of %d services: %w", e.Services, err)

@@ -177,7 +177,7 @@ func TestTraffic(t *testing.T) {
 	ctx := t.Context()
 	place := testPlace(t)
 	r := &runner{opts: options{cpu: 0}, place: place}
-	for _, v := range []variant{{Letter: "a", Way: plain}, {Letter: "d", Way: socket, Services: 300}} {
+	for _, v := range []variant{{Letter: "a", Way: plain}, {Letter: "d", Way: socket, Services: 300}, {Letter: "e", Way: packet, Services: 300, Rules: 100}, {Letter: "f", Way: node, Services: 300, Rules: 3}} {
 		l, err := r.build(ctx, v)
 		if err != nil {
 			t.Fatal(err)
@@ -197,6 +197,34 @@ func TestTraffic(t *testing.T) {
 		} else if err := l.reachAll(ctx, 0); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Packets of every kind are delivered, in every run, and cost more than nothing.
+func TestPackets(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces and loads BPF programs")
+	}
+	r := &runner{opts: options{services: []int{3}, rules: []int{0, 5}, runs: 2, only: []string{"e"}}, place: testPlace(t)}
+	if err := r.packets(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.out.Packets) != 2*len(packetKinds) {
+		t.Fatalf("%+v", r.out.Packets)
+	}
+	for _, f := range r.out.Packets {
+		if len(f.NS) != 2 || len(f.Ratio) != 2 || min(f.NS[0], f.NS[1]) <= max(f.Empty[0], f.Empty[1]) {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// The headers of a frame have right checksums: summed up with them, nothing is left.
+func TestFrame(t *testing.T) {
+	f := frame(netip.MustParseAddrPort("10.1.0.3:64001"), netip.MustParseAddrPort("172.20.0.1:80"), syn)
+	ip, l4 := f[ethLen:ethLen+20], f[ethLen+20:]
+	if checksum(ip, 0) != 0 || checksum(l4, sum(ip[12:20], tcp+uint32(len(l4)))) != 0 {
+		t.Errorf("% x", f)
 	}
 }
 

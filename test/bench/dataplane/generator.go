@@ -141,16 +141,22 @@ func onThread(fd, cpu int, fn func() error) error {
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		return err
 	}
-	if cpu >= 0 {
-		var set unix.CPUSet
-		set.Set(cpu)
-		if err := unix.SchedSetaffinity(0, &set); err != nil {
-			return err
-		}
+	if err := runFirst(cpu); err != nil {
+		return err
+	}
+	return fn()
+}
+
+// runFirst pins the calling thread, and has it run before all others.
+func runFirst(cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("pin to CPU %d: %w", cpu, err)
 	}
 	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
 	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
 		return fmt.Errorf("ask to run first: %w", err)
 	}
-	return fn()
+	return nil
 }

@@ -34,7 +34,7 @@ type options struct {
 var quickly = options{services: []int{1, 1000}, rules: []int{0, 100}, runs: 2, each: 150 * time.Millisecond}
 
 var (
-	sections = []string{"paths", "capacity"}
+	sections = []string{"paths", "packets", "capacity"}
 	letters  = []string{"a", "b", "c", "d", "e", "f"}
 )
 

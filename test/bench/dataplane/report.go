@@ -16,6 +16,7 @@ import (
 type results struct {
 	Machine  machine
 	Paths    []pathFigures     `json:",omitempty"`
+	Packets  []packetFigures   `json:",omitempty"`
 	Capacity []capacityFigures `json:",omitempty"`
 	Aims     []aim
 }
@@ -32,13 +33,15 @@ type series struct {
 	PerSecond []float64
 	Ratio     []float64 // to the yardstick measured just before
 	P50us     []float64 `json:",omitempty"`
+	P50Ratio  []float64 `json:",omitempty"`
 	P99us     []float64 `json:",omitempty"`
 }
 
-func (s *series) add(o outcome, base float64) {
-	s.PerSecond, s.Ratio = append(s.PerSecond, o.PerSecond), append(s.Ratio, o.PerSecond/base)
+func (s *series) add(o, base outcome) {
+	s.PerSecond, s.Ratio = append(s.PerSecond, o.PerSecond), append(s.Ratio, o.PerSecond/base.PerSecond)
 	if o.P50 > 0 {
 		s.P50us, s.P99us = append(s.P50us, 1000*stats.MS(o.P50)), append(s.P99us, 1000*stats.MS(o.P99))
+		s.P50Ratio = append(s.P50Ratio, float64(o.P50)/float64(base.P50))
 	}
 }
 
@@ -67,7 +70,7 @@ func (f pathFigures) scale() []string {
 
 func printPaths(w io.Writer, all []pathFigures) {
 	rates := [][]string{{"", "services", "rules", "connects/s", "to a", "round trips/s", "to a", "Gbit/s, one stream", "to a", "set up, ms"}}
-	times := [][]string{{"", "services", "rules", "connect p50 µs", "p99 µs", "round trip p50 µs", "p99 µs"}}
+	times := [][]string{{"", "services", "rules", "connect p50 µs", "to a", "p99 µs", "round trip p50 µs", "to a", "p99 µs"}}
 	for _, f := range all {
 		row := f.scale()
 		for _, k := range kinds {
@@ -80,7 +83,7 @@ func printPaths(w io.Writer, all []pathFigures) {
 		rates = append(rates, append(row, stats.Short(f.SetUpMS)))
 		row = f.scale()
 		for _, k := range []string{crr, rr} {
-			row = append(row, spread(f.Kinds[k].P50us), spread(f.Kinds[k].P99us))
+			row = append(row, spread(f.Kinds[k].P50us), "×"+spread(f.Kinds[k].P50Ratio), spread(f.Kinds[k].P99us))
 		}
 		times = append(times, row)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/test/bench/stats"
@@ -31,7 +32,7 @@ func run(ctx context.Context, o options) error {
 	for _, section := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"paths", r.paths}, {"capacity", r.capacity}} {
+	}{{"paths", r.paths}, {"packets", r.packets}, {"capacity", r.capacity}} {
 		if !o.wants(section.name) {
 			continue
 		}
@@ -40,7 +41,7 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	r.out.Machine.LoadAfter = load()
-	r.out.Aims = append(pathAims(r.out.Paths), capacityAims(r.out.Capacity)...)
+	r.out.Aims = slices.Concat(pathAims(r.out.Paths), packetAims(r.out.Packets), capacityAims(r.out.Capacity))
 	if o.json != "" {
 		if err := r.out.writeJSON(o.json); err != nil {
 			return err
@@ -52,6 +53,9 @@ func run(ctx context.Context, o options) error {
 	r.out.Machine.print(os.Stdout)
 	if o.wants("paths") {
 		printPaths(os.Stdout, r.out.Paths)
+	}
+	if o.wants("packets") {
+		printPackets(os.Stdout, r.out.Packets)
 	}
 	if o.wants("capacity") {
 		printCapacity(os.Stdout, r.out.Capacity)
@@ -106,7 +110,7 @@ func (r *runner) paths(ctx context.Context) error {
 // turn measures one kind once for each variant, and the yardstick before each
 // group of them. Each turn begins with another variant.
 func (r *runner) turn(ctx context.Context, lanes []*lane, run int, kind string) error {
-	var base float64
+	var base outcome
 	measure := func(i int) error {
 		l := lanes[i]
 		o, err := l.measure(ctx, kind, r.opts.each, r.opts.cpu)
@@ -114,7 +118,7 @@ func (r *runner) turn(ctx context.Context, lanes []*lane, run int, kind string) 
 			return fmt.Errorf("%s, %d services, %d rules: %w", l.variant, l.Services, l.Rules, err)
 		}
 		if i == 0 {
-			base = o.PerSecond
+			base = o
 		}
 		r.out.Paths[i].Kinds[kind].add(o, base)
 		return nil

@@ -36,6 +36,7 @@ func (r *runner) tombolo(l *lane) error {
 	}
 	l.closers = append(l.closers, func() { objs.Close(); bpf.Unload(l.pins) })
 	t := linux.NewTables(objs.Maps, new(linux.Device))
+	l.tables = t
 	if err := putServices(t, l.world, l.Services); err != nil {
 		return err
 	}

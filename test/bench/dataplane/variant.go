@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"time"
+
+	"github.com/tombolo-mesh/tombolo/agent"
 )
 
 // The ways from pod to pod.
@@ -68,6 +70,7 @@ type lane struct {
 	*world
 	cgroup  string // of the generator, if it matters
 	pins    string // of Tombolo's programs
+	tables  agent.Tables
 	targets []netip.AddrPort
 	setUp   time.Duration
 	port    int // of the next connection
