@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"cmp"
+
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/bpf"
 )
@@ -14,6 +16,12 @@ func toPolicyKey(k agent.PolicyKey) bpf.PolicyKey {
 		out.Bits, out.Proto, out.Port = bpf.PolicyBitsProto+uint32(k.Bits), k.Proto, swap(k.Port)
 	}
 	return out
+}
+
+// narrowFirst orders policy rows so that a wide one never speaks for a narrow one
+// that is not there yet, or not any more.
+func narrowFirst(a, b agent.PolicyKey) int {
+	return cmp.Compare(toPolicyKey(b).Bits, toPolicyKey(a).Bits)
 }
 
 func fromPolicyKey(k bpf.PolicyKey) agent.PolicyKey {

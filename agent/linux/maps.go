@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -27,7 +29,9 @@ type bpfMap[K comparable, V any, RK, RV any] struct {
 	row    func(V) RV
 	unrow  func(RV) V
 	single bool // the kernel has no batch calls for this type of map
-	err    error
+	// order, if any, is that in which rows are written; they leave in reverse.
+	order func(a, b K) int
+	err   error
 }
 
 func newMap[K comparable, V any, RK, RV any](name string, m *ebpf.Map, key func(K) RK, unkey func(RK) K, row func(V) RV, unrow func(RV) V) *bpfMap[K, V, RK, RV] {
@@ -97,12 +101,22 @@ func (t *bpfMap[K, V, RK, RV]) dumpSingly(yield func(K, V) bool) {
 	}
 }
 
+// ordered has rows written in an order.
+func (t *bpfMap[K, V, RK, RV]) ordered(order func(a, b K) int) *bpfMap[K, V, RK, RV] {
+	t.order = order
+	return t
+}
+
 // Put writes by batches; a full map keeps what fitted.
 func (t *bpfMap[K, V, RK, RV]) Put(rows map[K]V) error {
 	size := min(batchRows, len(rows))
 	keys, values := make([]RK, 0, size), make([]RV, 0, size)
-	for k, v := range rows {
-		keys, values = append(keys, t.key(k)), append(values, t.row(v))
+	list := maps.Keys(rows)
+	if t.order != nil {
+		list = slices.Values(slices.SortedFunc(list, t.order))
+	}
+	for k := range list {
+		keys, values = append(keys, t.key(k)), append(values, t.row(rows[k]))
 		if len(keys) == batchRows {
 			if err := t.putBatch(keys, values); err != nil {
 				return err
@@ -132,6 +146,9 @@ func (t *bpfMap[K, V, RK, RV]) putBatch(keys []RK, values []RV) error {
 // Delete removes by batches. The kernel stops a batch at a key that is absent;
 // the rest is taken up after it.
 func (t *bpfMap[K, V, RK, RV]) Delete(keys []K) error {
+	if t.order != nil {
+		keys = slices.SortedFunc(slices.Values(keys), func(a, b K) int { return t.order(b, a) })
+	}
 	batch := make([]RK, 0, min(batchRows, len(keys)))
 	for i, k := range keys {
 		batch = append(batch, t.key(k))

@@ -13,7 +13,7 @@ func NewTables(maps *bpf.Maps, device *Device) agent.Tables {
 		Config:        &nodeConfig{m: maps.Config},
 		Peers:         newPeers(device.wg, device.name),
 		Routes:        &routes{nl: device.nl, device: device.name},
-		Policy:        newMap("policy", maps.Policy, toPolicyKey, fromPolicyKey, toPolicy, fromPolicy),
+		Policy:        newMap("policy", maps.Policy, toPolicyKey, fromPolicyKey, toPolicy, fromPolicy).ordered(narrowFirst),
 		IPPrefixes:    newMap("ipcache (prefixes)", maps.IPPrefixes, toPrefix, fromPrefix, toIPCache, fromIPCache),
 		IPs:           newMap("ipcache", maps.IPCache, toAddr, fromAddr, toIPCache, fromIPCache),
 		ClassPrefixes: newMap("class_prefixes", maps.ClassPrefixes, toPrefix, fromPrefix, toClass, fromClass),

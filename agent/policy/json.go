@@ -12,91 +12,97 @@ import (
 // shall not take the others with it.
 
 type manifest struct {
-	Metadata struct{ Name, Namespace string }
-	Spec     json.RawMessage
+	Spec json.RawMessage `json:"spec"`
 }
 
 type labelSelector struct {
-	MatchLabels      map[string]string
+	MatchLabels      map[string]string `json:"matchLabels"`
 	MatchExpressions []struct {
-		Key      string
-		Operator string
-		Values   []string
-	}
+		Key      string   `json:"key"`
+		Operator string   `json:"operator"`
+		Values   []string `json:"values"`
+	} `json:"matchExpressions"`
 }
 
 type networkPolicySpec struct {
-	PodSelector json.RawMessage
-	Ingress     json.RawMessage
-	Egress      json.RawMessage
-	PolicyTypes json.RawMessage
+	PodSelector json.RawMessage `json:"podSelector"`
+	Ingress     json.RawMessage `json:"ingress"`
+	Egress      json.RawMessage `json:"egress"`
+	PolicyTypes json.RawMessage `json:"policyTypes"`
 }
 
 type networkPolicyRule struct {
-	Ports []networkPolicyPort
-	From  []networkPolicyPeer
-	To    []networkPolicyPeer
+	Ports []networkPolicyPort `json:"ports"`
+	From  []networkPolicyPeer `json:"from"`
+	To    []networkPolicyPeer `json:"to"`
 }
 
 type networkPolicyPort struct {
-	Protocol *string
-	Port     *intOrString
-	EndPort  *int64
+	Protocol *string      `json:"protocol"`
+	Port     *intOrString `json:"port"`
+	EndPort  *int64       `json:"endPort"`
 }
 
 type networkPolicyPeer struct {
-	PodSelector       *labelSelector
-	NamespaceSelector *labelSelector
+	PodSelector       *labelSelector `json:"podSelector"`
+	NamespaceSelector *labelSelector `json:"namespaceSelector"`
 	IPBlock           *struct {
-		CIDR   string
-		Except []string
-	}
+		CIDR   string   `json:"cidr"`
+		Except []string `json:"except"`
+	} `json:"ipBlock"`
 }
 
 type clusterPolicySpec struct {
-	Tier     json.RawMessage
-	Priority json.RawMessage
-	Subject  json.RawMessage
-	Ingress  json.RawMessage
-	Egress   json.RawMessage
+	Tier     json.RawMessage `json:"tier"`
+	Priority json.RawMessage `json:"priority"`
+	Subject  json.RawMessage `json:"subject"`
+	Ingress  json.RawMessage `json:"ingress"`
+	Egress   json.RawMessage `json:"egress"`
 }
 
 type namespacedPod struct {
-	NamespaceSelector *labelSelector
-	PodSelector       *labelSelector
+	NamespaceSelector *labelSelector `json:"namespaceSelector"`
+	PodSelector       *labelSelector `json:"podSelector"`
 }
 
 type clusterPolicySubject struct {
-	Namespaces *labelSelector
-	Pods       *namespacedPod
+	Namespaces *labelSelector `json:"namespaces"`
+	Pods       *namespacedPod `json:"pods"`
 }
 
 // clusterPolicyRule keeps what only may fail within the rule apart.
 type clusterPolicyRule struct {
-	Action    string
-	From      json.RawMessage
-	To        json.RawMessage
-	Protocols json.RawMessage
+	Action    string          `json:"action"`
+	From      json.RawMessage `json:"from"`
+	To        json.RawMessage `json:"to"`
+	Protocols json.RawMessage `json:"protocols"`
 }
 
 type clusterPolicyPeer struct {
-	Namespaces  *labelSelector
-	Pods        *namespacedPod
-	Nodes       *labelSelector
-	Networks    []string
-	DomainNames []string
+	Namespaces  *labelSelector `json:"namespaces"`
+	Pods        *namespacedPod `json:"pods"`
+	Nodes       *labelSelector `json:"nodes"`
+	Networks    []string       `json:"networks"`
+	DomainNames []string       `json:"domainNames"`
 }
 
 type clusterPolicyProtocol struct {
-	TCP, UDP, SCTP       *clusterPolicyPorts
-	DestinationNamedPort string
+	TCP                  *clusterPolicyPorts `json:"tcp"`
+	UDP                  *clusterPolicyPorts `json:"udp"`
+	SCTP                 *clusterPolicyPorts `json:"sctp"`
+	DestinationNamedPort string              `json:"destinationNamedPort"`
 }
 
 type clusterPolicyPorts struct {
 	DestinationPort *struct {
-		Number int64
-		Range  *struct{ Start, End int64 }
-	}
+		Number int64      `json:"number"`
+		Range  *portRange `json:"range"`
+	} `json:"destinationPort"`
+}
+
+type portRange struct {
+	Start int64 `json:"start"`
+	End   int64 `json:"end"`
 }
 
 // intOrString is a port: a number or a name.

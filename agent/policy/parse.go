@@ -47,13 +47,15 @@ func parseNetworkPolicy(n Name, text json.RawMessage, s scope) parsed {
 		return parsed{err: fmt.Errorf("spec.podSelector: %w", err)}
 	}
 	var errs []error
-	raw := [2]json.RawMessage{spec.Ingress, spec.Egress}
-	for d, field := range raw {
+	egress := false // has rules, good or bad
+	for d, field := range [2]json.RawMessage{spec.Ingress, spec.Egress} {
 		var rules []json.RawMessage
 		if err := decode("spec."+Direction(d).String(), field, &rules); err != nil {
 			errs = append(errs, err)
+			egress = egress || Direction(d) == Egress
 			continue
 		}
+		egress = egress || Direction(d) == Egress && len(rules) > 0
 		for i, text := range rules {
 			r, err := networkPolicyRuleOf(n, Direction(d), text, s)
 			if err != nil {
@@ -64,7 +66,7 @@ func parseNetworkPolicy(n Name, text json.RawMessage, s scope) parsed {
 			p.rules[d] = append(p.rules[d], r)
 		}
 	}
-	if p.isolates, err = policyTypes(spec.PolicyTypes, len(p.rules[Egress]) > 0); err != nil {
+	if p.isolates, err = policyTypes(spec.PolicyTypes, egress); err != nil {
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
