@@ -35,6 +35,7 @@ var helpers515 = map[asm.BuiltinFunc]string{
 	asm.FnSkcLookupTcp:     "5.2",
 	asm.FnSkLookupUdp:      "4.20",
 	asm.FnSkRelease:        "4.20",
+	asm.FnRedirect:         "4.2",
 	asm.FnRedirectNeigh:    "5.10",
 	asm.FnKtimeGetCoarseNs: "5.11",
 	asm.FnGetNetnsCookie:   "5.7; cgroup sock_addr",

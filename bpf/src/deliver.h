@@ -29,10 +29,16 @@ static __always_inline int tmb_deliver(struct __sk_buff *skb, const struct tmb_e
 	return bpf_redirect_peer(to->ifindex, 0);
 }
 
-/* Out by a device: its own neighbour lookup. Also from an L3 device. For packets
- * whose source is now an address of this node: the stack would take them for
- * forged. */
-static __always_inline int tmb_leave(__u32 ifindex)
+/* Out by a device: its own neighbour lookup. Also from an L3 device, for whose
+ * packets the kernel wants a header to look at. For packets whose source is now an
+ * address of this node: the stack would take them for forged. 0: no room. */
+static __always_inline int tmb_leave(struct __sk_buff *skb, __u32 ifindex)
 {
+	if (!tmb_l2_len) {
+		struct tmb_eth e = {.proto = (__be16)skb->protocol};
+
+		if (bpf_skb_change_head(skb, ETH_LEN, 0) || bpf_skb_store_bytes(skb, 0, &e, sizeof(e), 0))
+			return 0;
+	}
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }

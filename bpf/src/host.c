@@ -17,7 +17,9 @@
  * A packet whose source becomes an address of this node never goes by the stack,
  * which would take it for forged: it leaves by redirect_neigh. */
 #include "kernel.h"
+#include "answer.h"
 #include "deliver.h"
+#include "icmp.h"
 #include "outside.h"
 
 static __always_inline struct tmb_config *config(void)
@@ -48,10 +50,13 @@ static __always_inline bool other_network(struct __sk_buff *skb)
 
 /* Nobody outside has an address of this node or its pods, or one that belongs in
  * the tunnel. 0, or the reason to drop. */
-static __always_inline int guard_source(const struct tmb_packet *p)
+__noinline int tmb_guard_source(const struct tmb_packet *p)
 {
-	struct tmb_ipcache *row = tmb_owner(&p->src);
+	struct tmb_ipcache *row;
 
+	if (!p)
+		return TMB_DROP_MALFORMED;
+	row = tmb_owner(&p->src);
 	if (!row)
 		return 0;
 	if (row->identity == IDENTITY_HOST || row->flags & (TMB_IP_HERE | TMB_IP_TUNNEL_ADDRESS))
@@ -59,6 +64,30 @@ static __always_inline int guard_source(const struct tmb_packet *p)
 	if (row->identity >> IDENTITY_BITS && bpf_map_lookup_elem(&tmb_endpoint_2, &p->src))
 		return TMB_DROP_HOST_SOURCE;
 	return tunnelled(row) ? TMB_DROP_CLEARTEXT : 0;
+}
+
+__noinline int tmb_flow_known(const struct tmb_packet *p)
+{
+	struct tmb_flow_key key TMB_ALIGNED;
+
+	if (!p)
+		return 0;
+	tmb_flow_key(&key, &p->src, &p->dst, p->sport, p->dport, p->proto);
+	return bpf_map_lookup_elem(&tmb_flow_1, &key) != NULL;
+}
+
+/* An ICMP error. TMB_NOT_OURS if it is about no flow that we know: the host's. */
+static __always_inline int track_error(struct __sk_buff *skb, struct tmb_packet *p, union tmb_work *w)
+{
+	int reason;
+
+	__builtin_memset(w, 0, sizeof(*w));
+	if (tmb_parse_inner(skb, p, &w->inner) || !tmb_flow_known(&w->inner))
+		return TMB_NOT_OURS;
+	reason = tmb_judge_error(p, &w->inner, 0);
+	if (!reason && w->inner.what & TMB_IS_TRANSLATED)
+		reason = tmb_rewrite_error(skb, p, &w->inner);
+	return reason;
 }
 
 /* A packet without a row: a service's, or for a pod of this node. */
@@ -91,58 +120,63 @@ static __always_inline int from_world_new(struct __sk_buff *skb, struct tmb_pack
 	return reason;
 }
 
-/* 0: may go on, as p says. TMB_NOT_OURS, TMB_REFUSE_IT, or the reason to drop.
- * answer: it goes against the direction in which its flow was opened. */
+/* 0: may go on, as p says, and has been rewritten. TMB_NOT_OURS, TMB_REFUSE_IT, or
+ * the reason to drop. answer: it goes against the direction in which its flow was
+ * opened, or is an error. */
 static __always_inline int track_from_world(struct __sk_buff *skb, struct tmb_packet *p, union tmb_work *w, bool *answer)
 {
+	int reason = TMB_FRESH;
 	struct tmb_flow *f;
 	bool forward;
-	int reason;
 
+	if (p->what & TMB_IS_ERROR) {
+		*answer = true;
+		return track_error(skb, p, w);
+	}
 	forward = tmb_flow_key(&w->key, &p->src, &p->dst, p->sport, p->dport, p->proto);
 	f = bpf_map_lookup_elem(&tmb_flow_1, &w->key);
 	if (f && !(f->flags & TMB_FLOW_FROM_A))
 		forward = !forward;
+	*answer = f && !forward;
 	if (f && tmb_flow_is_plain(f, p, forward, tmb_epoch(), bpf_ktime_get_coarse_ns())) {
 		tmb_flow_take(f, p, forward);
-		*answer = !forward;
-		return 0;
-	}
-	if (f) {
-		*answer = !forward;
+		reason = 0;
+	} else if (f) {
 		reason = tmb_flow_hit(skb, p, TMB_RAW);
-		if (reason != TMB_FRESH)
-			return reason;
-		p->what &= ~TMB_IS_TRANSLATED;
 	}
-	*answer = false;
-	p->out = 0;
-	return from_world_new(skb, p, w);
+	if (reason == TMB_FRESH) {
+		p->what &= ~TMB_IS_TRANSLATED;
+		p->out = 0;
+		*answer = false;
+		reason = from_world_new(skb, p, w);
+	}
+	if (!reason && p->what & TMB_IS_TRANSLATED)
+		reason = tmb_rewrite(skb, p);
+	return reason;
 }
 
-/* Out by a device, with an Ethernet header for the kernel to read. */
 static __always_inline int leave(struct __sk_buff *skb, struct tmb_packet *p, __u32 ifindex)
 {
-	if (!tmb_l2_len) {
-		struct tmb_eth e = {.proto = (__be16)skb->protocol};
+	int verdict = tmb_leave(skb, ifindex);
 
-		if (bpf_skb_change_head(skb, ETH_LEN, 0) || bpf_skb_store_bytes(skb, 0, &e, sizeof(e), 0))
-			return tmb_drop(skb, p, TMB_DROP_NO_ROOM);
-	}
-	return tmb_leave(ifindex);
+	return verdict ? verdict : tmb_drop(skb, p, TMB_DROP_NO_ROOM);
 }
 
 /* The device that leads to a backend on another node. Not asked of the routes:
  * the kernel lets only programs under the GPL do that. */
-static __always_inline __u32 device_to(struct __sk_buff *skb, const struct tmb_packet *p)
+__noinline int tmb_device_to(const struct tmb_packet *p, __u32 came_by)
 {
-	struct tmb_ipcache *at = tmb_owner(&p->to_dst);
-	__u32 which = at && at->flags & TMB_IP_ENCRYPTED ? TMB_DEVICE_TUNNEL : TMB_DEVICE_UNDERLAY;
-	__u32 *ifindex = bpf_map_lookup_elem(&tmb_devices_1, &which);
+	struct tmb_ipcache *at;
+	__u32 which, *ifindex;
 
+	if (!p)
+		return 0;
+	at = tmb_owner(&p->to_dst);
+	which = at && at->flags & TMB_IP_ENCRYPTED ? TMB_DEVICE_TUNNEL : TMB_DEVICE_UNDERLAY;
+	ifindex = bpf_map_lookup_elem(&tmb_devices_1, &which);
 	if (ifindex && *ifindex)
 		return *ifindex;
-	return which == TMB_DEVICE_UNDERLAY ? skb->ifindex : 0;
+	return which == TMB_DEVICE_UNDERLAY ? came_by : 0;
 }
 
 /* A packet that may go on, and has been rewritten. */
@@ -171,7 +205,7 @@ static __always_inline int forward_from_world(struct __sk_buff *skb, struct tmb_
 	}
 	if (tmb_same(&p->src, &p->to_src))
 		return TC_ACT_UNSPEC; /* a backend on the host itself */
-	verdict = device_to(skb, p);
+	verdict = tmb_device_to(p, skb->ifindex);
 	return verdict ? leave(skb, p, verdict) : tmb_drop(skb, p, TMB_DROP_NO_TUNNEL);
 }
 
@@ -189,7 +223,7 @@ SEC("tc") int tmb_from_world(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (bad == TMB_DROP_MAPPED || (bad && !p.what && !p.proto))
 		return tmb_drop(skb, &p, bad); /* not even its addresses can be told */
-	reason = guard_source(&p);
+	reason = tmb_guard_source(&p);
 	if (reason)
 		return tmb_drop(skb, &p, reason);
 	/* Of the rest the host's own stack makes what it will. */
@@ -198,10 +232,10 @@ SEC("tc") int tmb_from_world(struct __sk_buff *skb)
 	reason = track_from_world(skb, &p, &w, &answer);
 	if (reason == TMB_NOT_OURS)
 		return TC_ACT_UNSPEC;
-	if (reason == TMB_REFUSE_IT)
-		reason = TMB_DROP_NO_BACKEND;
-	if (!reason && p.what & TMB_IS_TRANSLATED)
-		reason = tmb_rewrite(skb, &p);
+	if (reason == TMB_REFUSE_IT) {
+		tmb_drop(skb, &p, TMB_DROP_NO_BACKEND);
+		return tmb_refuse(skb, &p) ? TC_ACT_SHOT : bpf_redirect(skb->ifindex, 0);
+	}
 	if (reason)
 		return tmb_drop(skb, &p, reason);
 	return forward_from_world(skb, &p, answer);
@@ -300,6 +334,12 @@ static __always_inline int track_to_world(struct __sk_buff *skb, struct tmb_pack
 	bool forward;
 	int reason;
 
+	if (p->what & TMB_IS_ERROR) {
+		if (!own) /* a pod's, and done with */
+			return 0;
+		reason = track_error(skb, p, w);
+		return reason == TMB_NOT_OURS ? 0 : reason;
+	}
 	forward = tmb_flow_key(&w->key, &p->src, &p->dst, p->sport, p->dport, p->proto);
 	f = bpf_map_lookup_elem(&tmb_flow_1, &w->key);
 	if (f) {
@@ -344,7 +384,7 @@ SEC("tc") int tmb_to_world(struct __sk_buff *skb)
 	if (bad || p.what & TMB_IS_NEIGHBOUR || tmb_is_multicast(&p.dst))
 		return TC_ACT_UNSPEC;
 	reason = track_to_world(skb, &p, &w);
-	if (!reason && p.what & TMB_IS_TRANSLATED)
+	if (!reason && p.what & TMB_IS_TRANSLATED && !(p.what & TMB_IS_ERROR))
 		reason = tmb_rewrite(skb, &p);
 	if (reason)
 		return tmb_drop(skb, &p, reason);

@@ -62,9 +62,8 @@ static __always_inline int tmb_outside_source(struct tmb_packet *p, __u32 servic
 __noinline int tmb_service_outside(struct tmb_packet *p, union tmb_work *w)
 {
 	struct tmb_service_key key TMB_ALIGNED = {};
-	struct tmb_slot_key at;
 	struct tmb_service *svc;
-	__u32 flags;
+	__u32 flags, affinity;
 	int chosen;
 
 	if (!p || !w)
@@ -83,7 +82,14 @@ __noinline int tmb_service_outside(struct tmb_packet *p, union tmb_work *w)
 	flags = svc->flags;
 	if (flags & TMB_SVC_RANGES && !tmb_in_range(svc->id, &p->src))
 		return TMB_DROP_SOURCE_RANGE;
-	chosen = tmb_choose_outside(&key, tmb_hash_asker(p, !svc->affinity), &w->draw);
+	affinity = svc->affinity;
+	if (affinity && tmb_affinity_find(&key, &p->src, &w->draw)) {
+		chosen = TMB_CHOSEN;
+	} else {
+		chosen = tmb_choose_outside(&key, tmb_hash_asker(p, !affinity), &w->draw);
+		if (affinity && chosen == TMB_CHOSEN)
+			tmb_affinity_keep(&p->src, &w->draw);
+	}
 	if (chosen == TMB_NO_SERVICE)
 		return TMB_NOT_OURS;
 	if (chosen != TMB_CHOSEN)
@@ -94,9 +100,8 @@ __noinline int tmb_service_outside(struct tmb_packet *p, union tmb_work *w)
 	p->what |= TMB_IS_TRANSLATED;
 	tmb_copy(&p->to_dst, &w->draw.slot.addr);
 	p->to_dport = w->draw.slot.port;
-	at = w->draw.at;
-	__builtin_memset(w, 0, sizeof(*w));
-	w->flow.at = at;
+	w->flow.at = w->draw.at; /* which lies before it */
+	__builtin_memset(&w->flow, 0, __builtin_offsetof(struct tmb_flow, at));
 	chosen = tmb_can_rewrite(p);
 	return chosen ? chosen : tmb_outside_source(p, flags);
 }

@@ -62,7 +62,10 @@ SEC("tc") int tmb_from_pod(struct __sk_buff *skb)
 		return verdict;
 	}
 	tmb_count(TMB_POD_STACK);
-	return !to && p.out ? tmb_leave(p.out) : TC_ACT_UNSPEC;
+	if (to || !p.out)
+		return TC_ACT_UNSPEC;
+	verdict = tmb_leave(skb, p.out);
+	return verdict ? verdict : tmb_drop(skb, &p, TMB_DROP_NO_ROOM);
 }
 
 SEC("tc") int tmb_to_pod(struct __sk_buff *skb)

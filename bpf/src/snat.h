@@ -20,6 +20,7 @@ union tmb_work {
 	struct tmb_flow_key key;
 	struct tmb_draw draw;
 	struct tmb_flow flow;
+	struct tmb_packet inner; /* of an ICMP error */
 };
 
 /* Would a socket of the host get what the flow's far end sends? */
