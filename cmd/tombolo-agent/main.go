@@ -7,14 +7,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/tombolo-mesh/tombolo/bpf"
 )
@@ -37,6 +35,11 @@ type options struct {
 	port                              int
 	underlay                          []string
 	metrics, logLevel                 string
+	encrypt, policyClusters           string
+	masquerade                        bool
+	natPorts                          string
+	nodePortAddrs                     []string
+	uplinks                           []string
 	mapSizes                          []string
 	sizes                             bpf.Sizes // what mapSizes and the memory say
 }
@@ -91,6 +94,12 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
 	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")
 	f.StringVar(&o.metrics, "metrics", "", "`ADDR` (host:port) that serves Prometheus metrics; empty = on the socket only")
+	f.StringVar(&o.encrypt, "encrypt", "clusters", "`WHAT` goes through WireGuard: clusters (what goes to other clusters, and to nodes of the own one on another L2) or all (every other node)")
+	f.StringVar(&o.policyClusters, "policy-clusters", "own", "`WHICH` clusters' pods a policy's selector means that does not name tombolo.io/cluster: own or all")
+	f.BoolVar(&o.masquerade, "masquerade", true, "pods reach what is outside the mesh by this node's address")
+	f.StringVar(&o.natPorts, "nat-ports", "61000-65535", "`FIRST-LAST` source port of connections that are given an address of this node")
+	f.StringSliceVar(&o.nodePortAddrs, "nodeport-addresses", nil, "`PREFIX`[,…] in which this node's underlay addresses answer to node ports (default: all of them do)")
+	f.StringSliceVar(&o.uplinks, "uplink", nil, "`DEVICE`[,…] by which the world reaches this node (default: those that carry the underlay addresses)")
 	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
 	shared(root, &o)
 	root.AddCommand(newTunnel(), newCleanup())
@@ -113,31 +122,4 @@ func logger(level string) (*slog.Logger, error) {
 		return nil, fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
-}
-
-// mapSizes are those of this machine's memory, changed by what the user says.
-func mapSizes(wishes []string) (bpf.Sizes, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return bpf.Sizes{}, fmt.Errorf("ask for this machine's memory: %w", err)
-	}
-	sizes := bpf.DefaultSizes(info.Totalram * uint64(info.Unit))
-	for _, w := range wishes {
-		if err := sizes.Set(w); err != nil {
-			return bpf.Sizes{}, fmt.Errorf("--map-size: %w", err)
-		}
-	}
-	return sizes, nil
-}
-
-func parseAddrs(texts []string) ([]netip.Addr, error) {
-	var out []netip.Addr
-	for _, t := range texts {
-		a, err := netip.ParseAddr(t)
-		if err != nil {
-			return nil, fmt.Errorf("--underlay %q: not an IP address", t)
-		}
-		out = append(out, a.Unmap().WithZone(""))
-	}
-	return out, nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,12 +36,13 @@ type node struct {
 	client   *register.Client
 	api      api
 
-	mu    sync.Mutex
-	agent *agent.Agent // nil until the node knows its place
-	facts register.Facts
-	state linux.DeviceState
-	kick  chan struct{} // the tunnel device may have changed
-	doubt bool          // its program could not be checked last time; see guard
+	mu        sync.Mutex
+	agent     *agent.Agent // nil until the node knows its place
+	facts     register.Facts
+	state     linux.DeviceState
+	kick      chan struct{} // the tunnel device may have changed
+	uplinkErr error         // the uplinks' programs; nil = attached
+	doubt     bool          // its program could not be checked last time; see guard
 }
 
 // run starts in the order in which one thing needs another: what the disk holds,
@@ -92,7 +94,7 @@ func (n *node) open() error {
 		if a := n.running(); a != nil {
 			a.SetPods(pods)
 		}
-	}})
+	}, Guard: func(ifindex int) error { return n.objects.AttachPod(ifindex) }})
 	if err != nil {
 		return err
 	}
@@ -207,13 +209,20 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 		return err
 	}
 	defer prober.Close()
-	a, err := agent.New(agent.Config{
+	cfg := agent.Config{
 		Cluster: facts.Cluster, ClusterID: facts.ClusterID, Node: n.o.node,
 		OnLink: n.underlay.OnLink, UnderlayMTU: uint16(min(n.underlay.MTU, 65535)),
 		SnapshotDir: filepath.Join(n.o.stateDir, "snapshot"),
 		Connector:   register.Connector{Client: n.client}, Prober: prober, Pods: n.pods,
 		OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Log: n.log,
-	}, linux.NewTables(n.objects.Maps, n.device))
+	}
+	if err := n.o.dataplane(&cfg); err != nil {
+		return err
+	}
+	answers := linux.NewHealthPorts(func() []netip.Addr { return nodePortAddresses(n.underlay.Addresses, cfg.NodePortAddresses) },
+		func() bool { a := n.running(); return a != nil && a.Ready() }, n.log)
+	cfg.HealthPorts = answers
+	a, err := agent.New(cfg, linux.NewTables(n.objects.Maps, n.device))
 	if err != nil {
 		return err
 	}
@@ -231,18 +240,21 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 			}
 		})
 	}
-	n.tunnel() // before the first tables are written, if the device is there
+	n.attachUplinks() // the guards are there before the first tables are written
+	n.tunnel()        // and so is the device, if somebody holds it
 	task("agent", func() error { return a.Run(ctx) })
 	if err := n.pods.Start(); err != nil {
 		n.log.Error("a pod keeps the program that it had", "err", err)
 	}
 	n.api.set(a.Handler())
 	task("tunnel device", func() error { n.watchTunnel(ctx); return nil })
+	task("uplinks", func() error { n.watchUplinks(ctx); return nil })
 	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
 	task("routes", func() error { return linux.WatchRoutes(ctx, func() { a.Notify(agent.TableRoutes) }) })
 	task("events", func() error { return linux.ReadEvents(ctx, n.objects.Events, a.Observe) })
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
+	task("health check ports", func() error { return answers.Run(ctx) })
 	task("flows", func() error { return n.sweeper.Run(ctx) })
 	if n.o.metrics != "" {
 		task("metrics", func() error { return serveMetrics(ctx, n.o.metrics, a) })
@@ -308,7 +320,7 @@ func (n *node) report(ctx context.Context, r linux.EndpointReport) (clustermesh.
 // details are the lines of the status that only the edges know.
 func (n *node) details() map[string]string {
 	n.mu.Lock()
-	st := n.state
+	st, uplinkErr := n.state, n.uplinkErr
 	n.mu.Unlock()
 	d := map[string]string{
 		"wireguard":    st.Detail,
@@ -317,6 +329,10 @@ func (n *node) details() map[string]string {
 		"cgroup":       n.objects.Features().Cgroup,
 		"no backend":   "connect() fails with " + n.objects.Features().Refusal,
 		"flows":        flowsDetail(n.sweeper.Count()),
+	}
+	d["uplinks"] = "guarded"
+	if uplinkErr != nil {
+		d["uplinks"] = "NOT guarded: " + uplinkErr.Error()
 	}
 	if err := n.client.Problem(); err != nil {
 		d["registration"] = "not renewed: " + err.Error()

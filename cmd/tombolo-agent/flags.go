@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/bpf"
+)
+
+// dataplane is what flags say of the data plane, in the agent's terms.
+func (o options) dataplane(cfg *agent.Config) error {
+	switch o.encrypt {
+	case "clusters":
+	case "all":
+		cfg.EncryptAll = true
+	default:
+		return fmt.Errorf("--encrypt %q: allowed are clusters, all", o.encrypt)
+	}
+	switch o.policyClusters {
+	case "own":
+	case "all":
+		cfg.PolicyAllClusters = true
+	default:
+		return fmt.Errorf("--policy-clusters %q: allowed are own, all", o.policyClusters)
+	}
+	cfg.Masquerade = o.masquerade
+	var err error
+	if cfg.NATPorts, err = parsePorts(o.natPorts); err != nil {
+		return fmt.Errorf("--nat-ports: %w", err)
+	}
+	cfg.NodePortAddresses, err = parsePrefixes(o.nodePortAddrs)
+	return err
+}
+
+// leastNATPorts is a range that two busy pods do not exhaust at once.
+const leastNATPorts = 256
+
+func parsePorts(text string) (ports [2]uint16, err error) {
+	first, last, ok := strings.Cut(text, "-")
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	b, err2 := strconv.ParseUint(last, 10, 16)
+	if !ok || err1 != nil || err2 != nil || a < 1024 || b < a {
+		return ports, fmt.Errorf("%q: want FIRST-LAST, two ports from 1024 on, for example 61000-65535", text)
+	}
+	if b-a+1 < leastNATPorts {
+		return ports, fmt.Errorf("%q: %d ports are too few, give at least %d", text, b-a+1, leastNATPorts)
+	}
+	return [2]uint16{uint16(a), uint16(b)}, nil
+}
+
+func parsePrefixes(texts []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, t := range texts {
+		p, err := netip.ParsePrefix(t)
+		if err != nil {
+			return nil, fmt.Errorf("--nodeport-addresses %q: not a prefix like 192.0.2.0/24", t)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+// nodePortAddresses are those of the underlay's addresses that answer to node
+// ports and health checks; no prefixes = all.
+func nodePortAddresses(underlay []netip.Addr, prefixes []netip.Prefix) []netip.Addr {
+	if len(prefixes) == 0 {
+		return underlay
+	}
+	var out []netip.Addr
+	for _, a := range underlay {
+		if slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func parseAddrs(texts []string) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, t := range texts {
+		a, err := netip.ParseAddr(t)
+		if err != nil {
+			return nil, fmt.Errorf("--underlay %q: not an IP address", t)
+		}
+		out = append(out, a.Unmap().WithZone(""))
+	}
+	return out, nil
+}
+
+// uplinkIndexes are the devices that --uplink names, or those of the underlay.
+func uplinkIndexes(names []string, underlay []int) ([]int, error) {
+	if len(names) == 0 {
+		return underlay, nil
+	}
+	var out []int
+	for _, name := range names {
+		dev, err := net.InterfaceByName(name)
+		if err != nil {
+			return nil, fmt.Errorf("--uplink %s: this node has no such device", name)
+		}
+		out = append(out, dev.Index)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// mapSizes are those of this machine's memory, changed by what the user says.
+func mapSizes(wishes []string) (bpf.Sizes, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return bpf.Sizes{}, fmt.Errorf("ask for this machine's memory: %w", err)
+	}
+	sizes := bpf.DefaultSizes(info.Totalram * uint64(info.Unit))
+	for _, w := range wishes {
+		if err := sizes.Set(w); err != nil {
+			return bpf.Sizes{}, fmt.Errorf("--map-size: %w", err)
+		}
+	}
+	return sizes, nil
+}
