@@ -87,6 +87,9 @@ const (
 	EventNew  = uint8(rowsTmbEventKindTMB_EVENT_NEW)
 	EventCut  = uint8(rowsTmbEventKindTMB_EVENT_CUT)
 
+	// FlowNew counts what EventNew tells.
+	FlowNew = Reason(rowsTmbReasonTMB_FLOW_NEW)
+
 	// PolicyPeerAny and PolicyPeerClass are TMB_PEER_ANY and TMB_PEER_CLASS.
 	PolicyPeerAny   = ^uint64(0)
 	PolicyPeerClass = uint64(1) << 63

@@ -93,8 +93,16 @@ func flowEvent(raw []byte, boot time.Time) (agent.FlowEvent, bool) {
 	return agent.FlowEvent{
 		Time: boot.Add(time.Duration(e.Time)), Verdict: flowVerdict(e.Kind), Src: fromAddr(e.Src), Dst: fromAddr(e.Dst), Backend: fromAddr(e.Backend),
 		SrcPort: swap(e.Sport), DstPort: swap(e.Dport), BackendPort: swap(e.BackendPort), Proto: e.Proto,
-		Reason: bpf.Reason(e.Reason).String(), SrcIdentity: e.SrcIdentity, DstIdentity: e.DstIdentity, Rule: e.Rule, IfIndex: e.Ifindex,
+		Reason: flowReason(e), SrcIdentity: e.SrcIdentity, DstIdentity: e.DstIdentity, Rule: e.Rule, IfIndex: e.Ifindex,
 	}, true
+}
+
+// flowReason is why: programs give no reason for what they let through.
+func flowReason(e bpf.Event) string {
+	if e.Kind == bpf.EventNew {
+		return bpf.FlowNew.String()
+	}
+	return bpf.Reason(e.Reason).String()
 }
 
 func flowVerdict(kind uint8) agent.FlowVerdict {
