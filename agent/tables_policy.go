@@ -127,8 +127,20 @@ func (t *tableSet) inForce(k SubjectKey) bool {
 	if there {
 		return v.Flags&SubjectClosed == 0
 	}
+	// A write failed half way: it counts if pods were given it before.
 	a, differs := t.subjects.differs(k)
-	return differs && a.state == unknown
+	return differs && a.state == unknown && t.hasPods(k)
+}
+
+// hasPods reports whether a pod in the kernel may have a subject.
+func (t *tableSet) hasPods(k SubjectKey) (has bool) {
+	for a := range t.endpoints.wanted {
+		if row, there := t.endpoints.Actual(a); there && row.Subject == uint64(k) {
+			return true
+		}
+	}
+	sides(t.endpoints, true, func(v EndpointRow) { has = has || v.Subject == uint64(k) })
+	return has || uncertain(t.endpoints)
 }
 
 // meant tells which policy rows may enter: not those of an identity that in the
@@ -190,13 +202,27 @@ func (t *tableSet) unnamed() func(PolicyKey, PolicyRow) bool {
 		note(true, func(p PolicyPeer) { named[p] = true })
 		note(false, func(p PolicyPeer) { delete(named, p) }) // comes as well as goes: two that change places wait for nobody
 	}
+	lost := uncertain(t.ips) || uncertain(t.ipPrefixes) || uncertain(t.classes) || uncertain(t.classPrefixes)
 	return func(k PolicyKey, _ PolicyRow) bool {
 		if !t.inForce(k.Subject) {
 			return true
 		}
 		_, wanted := t.wishes.subjects[k.Subject]
-		return wanted && !named[k.Peer]
+		return wanted && !named[k.Peer] && !lost
 	}
+}
+
+// uncertain reports whether a write failed half way: the kernel may then hold a
+// row that is wanted no more, and that is not known.
+func uncertain[K, V comparable](d *Delta[K, V]) bool {
+	for _, m := range []map[K]actual[V]{d.stuck, d.dirty, d.leaving} {
+		for _, a := range m {
+			if a.state == unknown {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // sides calls f with the rows that the kernel may hold and should not, or not so,
@@ -247,7 +273,8 @@ func (t *tableSet) abandoned() func(SubjectKey, SubjectRow) bool {
 	for _, v := range t.endpoints.wanted {
 		had[SubjectKey(v.Subject)] = true
 	}
-	return func(k SubjectKey, _ SubjectRow) bool { return !had[k] }
+	lost := uncertain(t.endpoints)
+	return func(k SubjectKey, _ SubjectRow) bool { return !had[k] && !lost }
 }
 
 // verdictWrites counts the writes of rows that verdicts depend on; failed ones
