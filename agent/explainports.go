@@ -116,18 +116,25 @@ func unusedBy(t Topology, b clustermesh.Backend) string {
 	return "its hints mean it for zone " + Escape(strings.Join(b.Hints.Zones(), ", "))
 }
 
-// explainIdle are the endpoints of this cluster that are in no tier.
-func (a *Agent) explainIdle(name clustermesh.ServiceName, p clustermesh.MergedPort, own clustermesh.Group, report healthReport) (out []BackendExplanation) {
-	used := map[netip.AddrPort]bool{}
-	for _, t := range p.Tiers {
+// localInForce reports whether any frontend leads to this node's backends alone.
+func localInForce(exposed []FrontendExplanation) bool {
+	return slices.ContainsFunc(exposed, func(f FrontendExplanation) bool { return f.Inside == "here" || f.Outside == "here" })
+}
+
+func tierBackends(tiers []clustermesh.Tier) (out []clustermesh.Backend) {
+	for _, t := range tiers {
 		for _, g := range t.Groups {
-			for _, b := range g.Backends {
-				used[netip.AddrPortFrom(b.Address, b.Port)] = true
-			}
+			out = append(out, g.Backends...)
 		}
 	}
-	for _, b := range p.Local { // used from outside, or not: it is said there
-		used[netip.AddrPortFrom(b.Address, b.Port)] = used[netip.AddrPortFrom(b.Address, b.Port)] || b.Node == a.state.at.number && !b.Terminating
+	return out
+}
+
+// explainIdle are the endpoints of this cluster that are not among those used.
+func (a *Agent) explainIdle(name clustermesh.ServiceName, p clustermesh.MergedPort, own clustermesh.Group, uses []clustermesh.Backend, report healthReport) (out []BackendExplanation) {
+	used := map[netip.AddrPort]bool{}
+	for _, b := range uses {
+		used[netip.AddrPortFrom(b.Address, b.Port)] = true
 	}
 	for _, v := range a.state.clusters[a.state.own].views {
 		if v == nil {
@@ -201,12 +208,15 @@ func (a *Agent) explainPort(name clustermesh.ServiceName, p clustermesh.MergedPo
 		out.Tiers = append(out.Tiers, tier)
 	}
 	own := clustermesh.Group{Cluster: a.state.own, ID: a.state.ownID}
-	for _, t := range hereTiers(a.state.own, p.Local, a.state.at) {
-		for _, b := range t.Groups[0].Backends {
+	used := tierBackends(p.Tiers)
+	if localInForce(out.Exposed) {
+		here := tierBackends(hereTiers(a.state.own, p.Local, a.state.at))
+		for _, b := range here {
 			out.Here = append(out.Here, a.explainBackend(own, b, report))
 		}
+		used = append(used, here...)
 	}
-	out.Idle = a.explainIdle(name, p, own, report)
+	out.Idle = a.explainIdle(name, p, own, used, report)
 	return out
 }
 

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -118,8 +117,7 @@ func (p PortExplanation) frontendsText(b *strings.Builder) {
 
 // restText is what the tiers do not say.
 func (p PortExplanation) restText(b *strings.Builder) {
-	local := slices.ContainsFunc(p.Exposed, func(f FrontendExplanation) bool { return f.Inside == "here" || f.Outside == "here" })
-	if local && len(p.Tiers) > 0 {
+	if localInForce(p.Exposed) && len(p.Tiers) > 0 {
 		b.WriteString("    where Local is in force\n")
 		for _, x := range p.Here {
 			fmt.Fprintf(b, "      %s\n", x.text())

@@ -52,6 +52,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	tables CLUSTER/NODE TABLE...   print tables of a node
 //	explain CLUSTER/NODE NS/NAME   print where the node sends a service
 //	changes CLUSTER/NODE           print the rows that were written or removed since the last time, sorted
+//	resets CLUSTER/NODE            print the backends whose sockets the node was to reset since the last time
+//	health CLUSTER/NODE            print what the node answers at health check ports
 //	problems CLUSTER[/NODE]        print the problems a mesh API server or an agent names
 //	problem CLUSTER[/NODE] REGEXP  wait until it names such a problem
 //
@@ -107,6 +109,8 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"tables":   run(2, cmdTables),
 	"explain":  run(2, cmdExplain),
 	"changes":  run(1, cmdChanges),
+	"resets":   run(1, cmdResets),
+	"health":   run(1, cmdHealth),
 	"problems": run(1, cmdProblems),
 	"problem":  run(2, cmdProblem),
 }

@@ -30,6 +30,7 @@ type node struct {
 	self   register.Self
 	client *register.Client
 	kernel *kernel
+	told   told
 	pods   []agent.LocalPod
 	links  uint32
 
@@ -86,6 +87,7 @@ func (n *node) startAgent() error {
 		Cluster: n.of.name, ClusterID: n.of.id, Node: n.name, OnLink: n.link,
 		SnapshotDir: filepath.Join(n.dir, "snapshot"), Connector: connector{n},
 		Prober: n.of.w.prober, Health: agent.HealthConfig{Interval: 10 * time.Millisecond}, Resync: -1,
+		Resets: &n.told, HealthPorts: &n.told,
 	}, n.kernel.tables)
 	if err != nil {
 		return err
