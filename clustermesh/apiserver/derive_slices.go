@@ -11,19 +11,13 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
 // maxSlice is how many endpoints one slice holds.
 const maxSlice = 100
-
-// maxHints is how many zones, and how many nodes, an endpoint is meant for: the
-// limit of Kubernetes.
-const maxHints = 8
 
 // slices are those of a service: the given ones, or else derived ones. Given ones
 // that were refused and never published do not count: what is wrong takes
@@ -227,178 +221,6 @@ func addressHash(a netip.Addr) uint64 {
 	x *= 0xc4ceb9fe1a85ec53
 	x ^= x >> 33
 	return x
-}
-
-func sliceNames(s *discoveryv1.EndpointSlice, node string) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
-		return e.NodeName != nil && *e.NodeName == node ||
-			e.Hints != nil && slices.ContainsFunc(e.Hints.ForNodes, func(f discoveryv1.ForNode) bool { return f.Name == node })
-	})
-}
-
-// setSlice takes a given EndpointSlice; it belongs to the service of its label.
-func (d *deriver) setSlice(name objectName, s *discoveryv1.EndpointSlice, at clustermesh.Origin) {
-	if svc, had := d.givenOf[name]; had {
-		remove(d.given, svc, name.Name)
-		delete(d.givenOf, name)
-		d.touch(serviceUnit(svc), at)
-	}
-	if s == nil {
-		return
-	}
-	svc := objectName{name.Namespace, s.Labels[discoveryv1.LabelServiceName]}
-	d.givenOf[name] = svc
-	put(d.given, svc, name.Name, s)
-	d.touch(serviceUnit(svc), at)
-}
-
-// givenSlices are the EndpointSlices somebody wrote for a service. One with an
-// address that cannot be right is refused: what was published of it stays. any
-// is false if nothing is in force by them.
-func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield) (out []*clustermesh.EndpointSlice, any bool) {
-	for _, sliceName := range slices.Sorted(maps.Keys(d.given[name])) {
-		s := d.given[name][sliceName]
-		ports, endpoints, err := d.readSlice(s)
-		if err != nil {
-			y.problem(Problem{
-				Object: Ref{KindEndpointSlice, name.Namespace, sliceName}.String(), What: "refused", Why: printable(err.Error()),
-				Fix: "correct the EndpointSlice; until then what was published of it stays in force",
-			})
-			any = d.keepSlice(name, sliceName, scope, y) || any
-			continue
-		}
-		out, any = appendSlices(out, name, sliceName, ports, endpoints), true
-	}
-	return out, any
-}
-
-// keepSlice leaves what the store holds of a given slice and its parts, if any.
-func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Scope, y *yield) (any bool) {
-	first := clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice) + name.String() + "/" + slice
-	for _, key := range d.cfg.StoredUnder(first) {
-		rest := strings.TrimPrefix(key, first)
-		if bits, part := strings.CutPrefix(rest, "."); rest == "" || (part && strings.Trim(bits, "01") == "") {
-			y.keep(key)
-			any = true
-		}
-	}
-	return any
-}
-
-func (d *deriver) readSlice(s *discoveryv1.EndpointSlice) ([]clustermesh.Port, []clustermesh.Endpoint, error) {
-	var ports []clustermesh.Port
-	for i, p := range s.Ports {
-		var proto corev1.Protocol
-		if p.Protocol != nil {
-			proto = *p.Protocol
-		}
-		number, err := protocolOf(proto)
-		if err != nil {
-			return nil, nil, fmt.Errorf("ports[%d]: %w", i, err)
-		}
-		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
-			return nil, nil, fmt.Errorf("ports[%d]: the port is missing or not between 1 and 65535", i)
-		}
-		port := clustermesh.Port{Protocol: number, Port: uint16(*p.Port)}
-		if p.Name != nil {
-			port.Name = *p.Name
-		}
-		ports = append(ports, port)
-	}
-	var endpoints []clustermesh.Endpoint
-	for i, e := range s.Endpoints {
-		if len(e.Addresses) == 0 {
-			return nil, nil, fmt.Errorf("endpoints[%d] has no address", i)
-		}
-		// Further addresses of one endpoint are, by Kubernetes' own word, the same
-		// pod again: the first one counts.
-		ep, err := d.readEndpoint(s.AddressType, e)
-		if err != nil {
-			return nil, nil, fmt.Errorf("endpoints[%d]: %w", i, err)
-		}
-		endpoints = append(endpoints, ep)
-	}
-	return ports, endpoints, nil
-}
-
-func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.Endpoint) (clustermesh.Endpoint, error) {
-	a, err := netip.ParseAddr(e.Addresses[0])
-	if err != nil || a.Zone() != "" {
-		return clustermesh.Endpoint{}, fmt.Errorf("%q is no address", e.Addresses[0])
-	}
-	a = a.Unmap()
-	if (family == discoveryv1.AddressTypeIPv4 && !a.Is4()) || (family == discoveryv1.AddressTypeIPv6 && !a.Is6()) || family == discoveryv1.AddressTypeFQDN {
-		return clustermesh.Endpoint{}, fmt.Errorf("%s is not of the slice's address type %s", a, family)
-	}
-	n := d.nodeOf(a)
-	if n == nil {
-		// An endpoint on its node's network is reached by the tunnel address.
-		if n, a = d.hostEndpoint(a); n == nil {
-			return clustermesh.Endpoint{}, fmt.Errorf("%s is outside the cluster's pod prefixes %v and is no node's own address", e.Addresses[0], d.podPrefixes())
-		}
-	}
-	ready := e.Conditions.Ready == nil || *e.Conditions.Ready
-	ep := clustermesh.Endpoint{
-		Address: a, Node: d.cfg.NodeNumber(n.node.Name), Zone: n.node.Labels[corev1.LabelTopologyZone],
-		Ready: ready, Serving: ready, Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
-	}
-	if e.Conditions.Serving != nil {
-		ep.Serving = *e.Conditions.Serving
-	}
-	if e.Zone != nil {
-		ep.Zone = *e.Zone
-	}
-	ep.Hints, err = d.readHints(e.Hints)
-	return ep, err
-}
-
-// readHints reads given hints. A node without a number has no agent that could
-// be meant.
-func (d *deriver) readHints(h *discoveryv1.EndpointHints) (clustermesh.Hints, error) {
-	if h == nil {
-		return clustermesh.Hints{}, nil
-	}
-	if len(h.ForZones) > maxHints || len(h.ForNodes) > maxHints {
-		return clustermesh.Hints{}, fmt.Errorf("hints: %d zones and %d nodes; at most %d of each are allowed", len(h.ForZones), len(h.ForNodes), maxHints)
-	}
-	var zones []string
-	var nodes []uint16
-	for i, z := range h.ForZones {
-		if z.Name == "" || len(validation.IsValidLabelValue(z.Name)) > 0 {
-			return clustermesh.Hints{}, fmt.Errorf("hints.forZones[%d]: %q is no name of a zone", i, z.Name)
-		}
-		zones = append(zones, z.Name)
-	}
-	for i, f := range h.ForNodes {
-		if len(validation.IsDNS1123Subdomain(f.Name)) > 0 {
-			return clustermesh.Hints{}, fmt.Errorf("hints.forNodes[%d]: %q is no name of a node", i, f.Name)
-		}
-		if n := d.cfg.NodeNumber(f.Name); n != 0 {
-			nodes = append(nodes, n)
-		}
-	}
-	return clustermesh.MakeHints(zones, nodes), nil
-}
-
-// hostEndpoint finds the node that has address a itself, and the tunnel address
-// of the same family that stands for it.
-func (d *deriver) hostEndpoint(a netip.Addr) (*nodeState, netip.Addr) {
-	for _, name := range slices.Sorted(maps.Keys(d.nodes)) {
-		n := d.nodes[name]
-		own := nodeAddresses(n.node)
-		if c := d.nodeClaims[name]; c != nil {
-			own = append(own, c.underlay...)
-		}
-		if !slices.Contains(own, a) {
-			continue
-		}
-		for _, t := range n.tunnel {
-			if t.Is4() == a.Is4() {
-				return n, t
-			}
-		}
-	}
-	return nil, a
 }
 
 // podPrefixes bound the cluster's addresses: as configured, or the nodes' own,
