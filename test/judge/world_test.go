@@ -226,6 +226,10 @@ func (g generator) query(w *world) query {
 		if g.chance(25) {
 			q.port = pick(g, uint16(2), 79, 81, 1025, 8081, 65534, 30000)
 		}
+		if q.to.pod != nil && len(q.to.pod.ports) > 0 && g.chance(40) { // or named ports were hardly ever asked about
+			named := pick(g, q.to.pod.ports...)
+			q.proto, q.port = named.Protocol, named.Port
+		}
 		if q.proto == 1 || q.proto == 58 {
 			q.port = 0
 		}
