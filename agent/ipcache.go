@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -277,6 +278,9 @@ func (s *State) takeNode(c *clusterState, name string) {
 	moved := old == nil || now == nil || old.Number != now.Number || c.reachable(old) != c.reachable(now) || was != s.tunnelled(c, now)
 	// Until this node itself is known, all others are behind the tunnel.
 	all := c.peer == nil && name == s.node && (old == nil) != (now == nil)
+	if c.peer == nil && name == s.node {
+		maps.Copy(again, s.podPrefixes()) // their rows have its number
+	}
 	if all {
 		for _, n := range c.nodes {
 			for _, p := range c.prefixesOf(n) {

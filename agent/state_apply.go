@@ -116,6 +116,9 @@ func (s *State) takeView(c *clusterState, v *clustermesh.View) {
 	for a := range v.Addresses() {
 		s.takeFirst(c, &a)
 	}
+	if c.peer == nil && v.Scope() == clustermesh.ScopeExport {
+		s.retakeIPs(c, func(clustermesh.AddressName) bool { return false }, s.podPrefixes())
+	}
 	for svc := range v.Services() {
 		s.touchService(svc.Name)
 	}

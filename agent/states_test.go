@@ -171,7 +171,7 @@ func TestStatesInEveryOrder(t *testing.T) {
 	}
 }
 
-func runStates(t *testing.T, states []state, path []int, d delivery) string {
+func runStates(t *testing.T, states []state, path []int, d delivery, pods ...agent.LocalPod) string {
 	w := &world{t: t, mesh: agenttest.NewMesh(), tables: agent.NewFakes()}
 	w.cfg = agent.Config{Cluster: "aws", ClusterID: 1, Node: "aws-n1", Connector: w.mesh, Resync: -1}
 	now := state{}
@@ -179,7 +179,13 @@ func runStates(t *testing.T, states []state, path []int, d delivery) string {
 		w.mesh.SetStore(f.Name, kvstore.NewMemory(kvstore.MemoryOptions{StoreID: uint64(f.ID), History: 4000}))
 		now[f.Name] = map[string]clustermesh.Record{}
 	}
-	w.start()
+	start := func() {
+		w.start()
+		if pods != nil {
+			w.a.SetPods(pods)
+		}
+	}
+	start()
 	defer func() { w.stop() }()
 	for _, i := range path {
 		next := said()
@@ -204,7 +210,7 @@ func runStates(t *testing.T, states []state, path []int, d delivery) string {
 		w.mesh.Cut("aws", nil)
 		w.mesh.Cut("gcp", nil)
 		if d.stop {
-			w.start()
+			start()
 		}
 		if d.wait {
 			time.Sleep(2 * time.Minute)
@@ -213,7 +219,7 @@ func runStates(t *testing.T, states []state, path []int, d delivery) string {
 	}
 	time.Sleep(2 * time.Minute)
 	synctest.Wait()
-	for _, table := range agent.TableNames()[:7] {
+	for _, table := range agent.TableNames() {
 		w.expect(table, w.kernel(table)) // what the agent believes is so
 	}
 	return w.all()
