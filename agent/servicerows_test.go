@@ -92,7 +92,7 @@ func randomSlices(r *rand.Rand, v4, v6 string, hints bool) (out []*clustermesh.E
 			e := clustermesh.Endpoint{Address: netip.MustParseAddr(base + fmt.Sprint(n+1)), Node: uint16(1 + r.IntN(3)), Ready: r.IntN(3) > 0, Serving: r.IntN(4) > 0}
 			e.Terminating = r.IntN(4) == 0
 			if e.Terminating {
-				e.Ready = false
+				e.Ready = r.IntN(4) == 0 // of a service that publishes whatever there is
 			}
 			if hints && (hintOdds == 2 || hintOdds == 1 && r.IntN(2) == 0) {
 				e.Hints = clustermesh.MakeHints([]string{[]string{"a", "b"}[r.IntN(2)]}, []uint16{e.Node}[:r.IntN(2)])
@@ -199,7 +199,7 @@ func (w *rowWorld) endpoints(p clustermesh.MergedPort) (out []clustermesh.Endpoi
 }
 
 func (w *rowWorld) ready(e clustermesh.Endpoint) bool {
-	return !e.Terminating && (e.Ready || w.own.PublishNotReady)
+	return e.Ready || !e.Terminating && w.own.PublishNotReady
 }
 
 func (w *rowWorld) twinHere(p clustermesh.MergedPort) string {
