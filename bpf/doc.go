@@ -22,6 +22,7 @@
 //	IPCache              tmb_ipcache_1    tmb_addr → tmb_ipcache         Addr → IPCache            Addr → IPCacheRow
 //	IPPrefixes           tmb_ipprefix_1   tmb_prefix → tmb_ipcache       Prefix → IPCache          Prefix → IPCacheRow
 //	Endpoints            tmb_endpoint_2   tmb_addr → tmb_endpoint        Addr → Endpoint           Addr → EndpointRow
+//	Devices              tmb_devices_1    enum tmb_device → __u32        uint32 → uint32           written by AttachTunnel, SetUnderlay
 //	SocketReverse        tmb_reverse_1    tmb_reverse_key → tmb_reverse  ReverseKey → Reverse      written by sock.c
 //	UDPChoice            tmb_choice_1     tmb_choice_key → tmb_choice    ChoiceKey → Choice        written by sock.c
 //	Counts               tmb_counters_1   enum tmb_reason → __u64        Reason → uint64 per CPU   Maps.Counters

@@ -209,3 +209,40 @@ func TestMaglevHashSpreads(t *testing.T) {
 		}
 	}
 }
+
+// Two nodes whose slots are numbered differently send a client one way, as long as
+// buckets lead to the same backends; also past one that is down.
+func TestMaglevTwoNodes(t *testing.T) {
+	const backends, size = 7, 251
+	key := ServiceKey{Addr: addr("192.0.2.7"), Port: port(80), Proto: 6, Scope: ScopeOutside}
+	var progs [2]*ebpf.Program
+	for n := range progs {
+		o, _ := load(t)
+		progs[n] = outsideProgram(t, o.Maps)
+		slot := func(backend int) uint32 { return uint32((backend + 3*n) % backends) }
+		put(t, o.Services, key, Service{Id: 5, NumTiers: 1, Maglev: size, Tiers: [4]Tier{{Groups: 1, Share: all}}, Groups: [20]Group{{Cluster: 1, Weight: 1, Count: backends}}})
+		for b := range backends {
+			put(t, o.Slots, SlotKey{Service: 5, Cluster: 1, Slot: slot(b)}, Slot{Addr: Addr{B: [16]byte{15: byte(b)}}, Port: port(80), Cluster: 1, Node: uint16(b)})
+		}
+		for i := 0; i < size; i += MaglevChunk {
+			var row Maglev
+			for j := range row.Entry {
+				row.Entry[j] = 1<<16 | slot((i+j)*5%backends)
+			}
+			put(t, o.Maglev, MaglevKey{Service: 5, Chunk: uint32(i / MaglevChunk)}, row)
+		}
+		o.nodeDown(t, 1, 2, true)
+	}
+	used := make(map[byte]bool)
+	for i := range 500 {
+		who := asker{Client: addr("198.51.100.1").B, Frontend: key.Addr.B, Port: key.Port, Proto: 6, ClientPort: uint16(i)}
+		one, two := askOutside(t, progs[0], outsideRequest{Key: key, Who: who}), askOutside(t, progs[1], outsideRequest{Key: key, Who: who})
+		if one.Result != 2 || one.Slot != two.Slot {
+			t.Fatalf("client port %d: one node chose %+v, the other %+v", i, one, two)
+		}
+		used[one.Slot.Addr[15]] = true
+	}
+	if len(used) != backends-1 || used[2] {
+		t.Errorf("backends used: %v, expected all but the one whose node is down", used)
+	}
+}
