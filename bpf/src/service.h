@@ -5,15 +5,25 @@
 
 #include "flow.h"
 
-/* The gateway every pod has; nobody's address but on a pod's own link. */
+/* The source under which a pod reaches itself: IPv4, the gateway that every pod
+ * has, nobody's address but on a pod's own link; IPv6, the node's tunnel address.
+ * Its gateway there is link-local, and a server that answers a datagram from such
+ * an address does so from a link-local one of its own. */
 static __always_inline void tmb_gateway(struct tmb_addr *a, bool v4)
 {
 	const __u32 g6[4] = {bpf_htonl(0xfe800000), 0, 0, bpf_htonl(1)};
+	struct tmb_config *config;
+	__u32 zero = 0;
 
-	if (v4)
+	if (v4) {
 		tmb_set4(a, bpf_htonl(0xa9fe0101)); /* 169.254.1.1 */
+		return;
+	}
+	config = bpf_map_lookup_elem(&tmb_config_1, &zero);
+	if (config && config->tunnel6.b[0])
+		tmb_copy(a, &config->tunnel6);
 	else
-		tmb_set6(a, g6); /* fe80::1 */
+		tmb_set6(a, g6); /* fe80::1: before the node is registered */
 }
 
 /* Nothing is up: a flow that has a backend keeps it, if it stands at all. */
