@@ -51,6 +51,9 @@ func TestPolicyTrace(t *testing.T) {
 			if code != 200 {
 				got = "error: " + a.Error
 			}
+			if c.from == "gcp/shop/pod-1-10" && a.From.Labels["app"] != "app5" {
+				t.Errorf("the labels of a pod of a peer are not told: %v", a.From.Labels)
+			}
 			if !strings.HasPrefix(got, c.want) {
 				t.Errorf("%s to %s on %s: %s, want %s", c.from, c.to, c.port, got, c.want)
 			}

@@ -251,7 +251,12 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	task("uplinks", func() error { n.watchUplinks(ctx); return nil })
 	task("links", func() error { return linux.WatchLinks(ctx, n.o.device, n.kicked) })
 	task("routes", func() error { return linux.WatchRoutes(ctx, func() { a.Notify(agent.TableRoutes) }) })
-	task("events", func() error { return linux.ReadEvents(ctx, n.objects.Events, a.Observe) })
+	task("events", func() error {
+		if err := linux.ReadEvents(ctx, n.objects.Events, a.Observe); err != nil {
+			n.log.Error("'tombolo flows' shows nothing new: events are not read any more", "err", err)
+		}
+		return nil // packets pass as they did: a node does not stop for who watches it
+	})
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
 	task("health check ports", func() error { return answers.Run(ctx) })

@@ -166,7 +166,7 @@ func judge(w World, from, to *End, port Port, at [2]netip.Addr, brief bool) *Ans
 		a.Why = "no policy has a say"
 	}
 	if !brief {
-		a.From, a.To = from.text(w, at[0]), to.text(w, at[1])
+		a.From, a.To = from.text(w, at[0], to), to.text(w, at[1], from)
 	}
 	return a
 }
@@ -197,7 +197,9 @@ func side(w World, d policy.Direction, pod, other *End, q policy.Query) Side {
 	return s
 }
 
-func (e *End) text(w World, a netip.Addr) EndText {
+// text writes an end down. Labels of an identity are known to every engine; that
+// of the other end serves where the policies of this one's cluster are not known.
+func (e *End) text(w World, a netip.Addr, other *End) EndText {
 	t := EndText{
 		Kind: e.Kind, Name: e.Name, Cluster: e.Cluster, Namespace: e.Namespace, Pod: e.Pod, Node: e.Node, HostNetwork: e.HostNetwork,
 		Identity: fmt.Sprintf("%d:%d", e.Identity.Cluster(), e.Identity.Number()),
@@ -205,8 +207,10 @@ func (e *End) text(w World, a netip.Addr) EndText {
 	if a.IsValid() && !e.Invented {
 		t.Address = a.String()
 	}
-	if eng := w.Engine(e.Cluster); eng != nil {
-		t.Labels = eng.Labels(e.Identity)
+	for _, cluster := range []string{e.Cluster, other.Cluster} {
+		if eng := w.Engine(cluster); eng != nil && t.Labels == nil {
+			t.Labels = eng.Labels(e.Identity)
+		}
 	}
 	return t
 }
