@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// kubeProxyLimit is how long the rules of the most services may take: nft needs
-// time that grows with the square of them.
-const kubeProxyLimit = 5 * time.Minute
+// kubeProxyLimit is how long the rules of the most services may take: half a
+// minute on an idle machine, for iptables-restore.
+const kubeProxyLimit = 10 * time.Minute
 
 // findKubeProxy looks whether kube-proxy can run. Quick runs go without it where
 // it was not built.

@@ -33,6 +33,11 @@ func inOwnNamespaces() (code int, err error) {
 	}
 	removeStale()
 	runtime.LockOSThread() // the child is killed when the thread ends that made it
+	// Setting up and loading, kube-proxy's too, go before what else the machine does.
+	// It is this thread's, and so the child's.
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -15); err != nil {
+		return 0, fmt.Errorf("set own priority: %w", err)
+	}
 	cmd := exec.Command(exe, os.Args[1:]...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", ownEnv, os.Getpid()))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

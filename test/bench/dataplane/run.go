@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -14,6 +15,7 @@ import (
 type runner struct {
 	opts  options
 	place *workplace
+	built int // lanes so far
 	out   results
 }
 
@@ -33,31 +35,40 @@ func run(ctx context.Context, o options) error {
 		name string
 		run  func(context.Context) error
 	}{{"paths", r.paths}, {"packets", r.packets}, {"capacity", r.capacity}} {
-		if !o.wants(section.name) {
+		if err != nil || !o.wants(section.name) {
 			continue
 		}
-		if err := section.run(ctx); err != nil {
-			return err
+		if err = section.run(ctx); err != nil {
+			err = fmt.Errorf("%s: %w", section.name, err)
 		}
 	}
+	// What was measured before a failure is not lost.
+	return errors.Join(err, r.report(err == nil))
+}
+
+// report prints and writes. Figures that are not whole are held against no aim.
+func (r *runner) report(whole bool) error {
 	r.out.Machine.LoadAfter = load()
-	r.out.Aims = slices.Concat(pathAims(r.out.Paths), packetAims(r.out.Packets), capacityAims(r.out.Capacity))
-	if o.json != "" {
-		if err := r.out.writeJSON(o.json); err != nil {
+	if !whole {
+		r.out.Paths = slices.DeleteFunc(r.out.Paths, func(f pathFigures) bool { return len(f.Kinds[stream].PerSecond) == 0 })
+		r.out.Packets = slices.DeleteFunc(r.out.Packets, func(f packetFigures) bool { return len(f.NS) == 0 })
+		r.out.Capacity = slices.DeleteFunc(r.out.Capacity, func(f capacityFigures) bool { return len(f.AddressUS) == 0 })
+	} else {
+		r.out.Aims = slices.Concat(pathAims(r.out.Paths), packetAims(r.out.Packets), capacityAims(r.out.Capacity))
+	}
+	if r.opts.json != "" {
+		if err := r.out.writeJSON(r.opts.json); err != nil || r.opts.json == "-" {
 			return err
-		}
-		if o.json == "-" {
-			return nil
 		}
 	}
 	r.out.Machine.print(os.Stdout)
-	if o.wants("paths") {
+	if len(r.out.Paths) > 0 {
 		printPaths(os.Stdout, r.out.Paths)
 	}
-	if o.wants("packets") {
+	if len(r.out.Packets) > 0 {
 		printPackets(os.Stdout, r.out.Packets)
 	}
-	if o.wants("capacity") {
+	if len(r.out.Capacity) > 0 {
 		printCapacity(os.Stdout, r.out.Capacity)
 	}
 	printAims(os.Stdout, r.out.Aims)

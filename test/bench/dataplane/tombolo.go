@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -19,13 +18,12 @@ var sizes = bpf.Sizes{Services: 1 << 17, Slots: 1 << 17, Policy: 1 << 14, Flows:
 // writes the rows that an agent would; then it attaches what the lane has of
 // them.
 func (r *runner) tombolo(l *lane) error {
-	name := fmt.Sprintf("%s-%d-%d", l.Way, l.Services, l.Rules)
-	cgroup, err := sub(r.place.cgroup, name)
+	cgroup, err := sub(r.place.cgroup, l.name)
 	if err != nil {
 		return err
 	}
 	l.closers = append(l.closers, func() { os.Remove(cgroup) })
-	l.pins = filepath.Join(r.place.bpffs, name)
+	l.pins = filepath.Join(r.place.bpffs, l.name)
 	var objs *bpf.Objects
 	err = l.node.in(func() (err error) {
 		objs, err = bpf.Load(bpf.Options{PinDir: l.pins, CgroupPath: cgroup, Sizes: sizes})

@@ -68,6 +68,7 @@ func (o *options) variants() []variant {
 type lane struct {
 	variant
 	*world
+	name    string // of its folder, cgroup and pins
 	cgroup  string // of the generator, if it matters
 	pins    string // of Tombolo's programs
 	tables  agent.Tables
@@ -79,7 +80,9 @@ type lane struct {
 
 // build makes the lane of a variant.
 func (r *runner) build(ctx context.Context, v variant) (*lane, error) {
-	dir, err := sub(r.place.dir, fmt.Sprintf("%s-%d-%d", v.Way, v.Services, v.Rules))
+	r.built++
+	name := fmt.Sprintf("%d-%s-%d-%d", r.built, v.Way, v.Services, v.Rules)
+	dir, err := sub(r.place.dir, name)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +90,7 @@ func (r *runner) build(ctx context.Context, v variant) (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{variant: v, world: w, targets: sample(v.Services), closers: []func(){w.close}}
+	l := &lane{variant: v, name: name, world: w, targets: sample(v.Services), closers: []func(){w.close}}
 	begin := time.Now()
 	switch v.Way {
 	case plain:
