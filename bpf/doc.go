@@ -27,8 +27,10 @@
 //	UDPChoice            tmb_choice_1     tmb_choice_key → tmb_choice    ChoiceKey → Choice        written by sock.c
 //	Counts               tmb_counters_1   enum tmb_reason → __u64        Reason → uint64 per CPU   Maps.Counters
 //
-// From the tunnel, tunnel.c lets packets reach the pods in Endpoints and the node's
-// own tunnel addresses, which are the addresses in IPCache (not IPPrefixes) with
-// the identity host; nothing else. An Endpoint with interface index 0 leaves the
-// delivery to the host's stack.
+// From the tunnel, tunnel.c lets packets reach the pods in Endpoints, as their
+// policy says, and the node's own tunnel addresses, which are the addresses in
+// IPCache (not IPPrefixes) with IPTunnelAddress; nothing else. On a pod's link,
+// pod.c lets pass what its own addresses send and policy allows; flows are
+// remembered in Flows, whose Seen is CLOCK_MONOTONIC. An Endpoint with interface
+// index 0 leaves the delivery to the host's stack.
 package bpf

@@ -160,8 +160,8 @@ __noinline int tmb_judge_error(struct tmb_packet *p, struct tmb_packet *q, __u32
 
 	if (!p || !q)
 		return TMB_DROP_MALFORMED;
-	if (!tmb_same(&q->dst, &p->dst))
-		return TMB_DROP_MALFORMED; /* about a packet that its receiver has not sent */
+	if (!tmb_same(&q->dst, &p->dst) || tmb_same(&q->src, &q->dst))
+		return TMB_DROP_MALFORMED; /* about a packet that its receiver has not sent, or to itself */
 	if (how & TMB_RAW && !tmb_same(&q->src, &p->src))
 		return TMB_DROP_SPOOFED; /* nor did a pod get what was not sent to it */
 	forward = tmb_flow_key(&key, &q->src, &q->dst, q->sport, q->dport, q->proto);
