@@ -68,6 +68,11 @@ type Config struct {
 	// tombolo_bpf_events_total. It is called from any goroutine. nil = none.
 	Counters func() (map[string]uint64, error)
 
+	// Conditions are what is wrong at edges that the agent does not see itself
+	// (how full conntrack is, programs that could not be attached). It is called
+	// from the owner goroutine and must not block. nil = none.
+	Conditions func() []clustermesh.Problem
+
 	// Details are lines of the status that only the caller knows (which kernel
 	// features are on, who holds the WireGuard device). nil = none.
 	Details func() map[string]string

@@ -32,6 +32,9 @@ func (a *Agent) allProblems(clusters []ClusterStatus) []clustermesh.Problem {
 	if a.cfg.HealthPorts != nil {
 		out = append(out, a.cfg.HealthPorts.Problems()...)
 	}
+	if a.cfg.Conditions != nil {
+		out = append(out, a.cfg.Conditions()...)
+	}
 	return append(out, a.state.Problems()...)
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tombolo-mesh/tombolo/bpf"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
 // FlowTimeouts say how long a flow without packets is remembered. A timeout that
@@ -103,6 +104,21 @@ type FlowCount struct {
 	Rows    int    `json:"rows"`    // that are left
 	Size    int    `json:"size"`    // that there is room for
 	Expired uint64 `json:"expired"` // since the start of this process
+}
+
+// nearlyFull is when somebody should know, in percent.
+const nearlyFull = 90
+
+// Problem says that flows that are alive may be pushed out. ok = there is none.
+func (c FlowCount) Problem() (p clustermesh.Problem, ok bool) {
+	if c.Size == 0 || c.Rows*100 < c.Size*nearlyFull {
+		return p, true
+	}
+	return clustermesh.Problem{
+		What: fmt.Sprintf("conntrack is nearly full: %d of %d rows", c.Rows, c.Size),
+		Why:  "when it is full, the flows that were silent the longest are pushed out: translated ones break, plain ones are judged anew",
+		Fix:  fmt.Sprintf("start the agent with --map-size flows=%d or more, or find out who opens that many connections (tombolo flows)", 2*c.Size),
+	}, false
 }
 
 // Sweeper takes flows out of conntrack that have seen no packet for their

@@ -3,6 +3,7 @@ package linux
 import (
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -147,5 +148,15 @@ func TestSweep(t *testing.T) {
 		if m.Lookup(k, new(bpf.Flow)) == nil {
 			t.Errorf("%v is still there", k)
 		}
+	}
+}
+
+func TestFlowsNearlyFull(t *testing.T) {
+	if _, ok := (FlowCount{Rows: 89, Size: 100}).Problem(); !ok {
+		t.Error("a problem at 89 %")
+	}
+	p, ok := (FlowCount{Rows: 90, Size: 100}).Problem()
+	if ok || !strings.Contains(p.What, "90 of 100") || !strings.Contains(p.Fix, "flows=200") {
+		t.Errorf("at 90 %%: %v %+v", ok, p)
 	}
 }

@@ -214,7 +214,8 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 		OnLink: n.underlay.OnLink, UnderlayMTU: uint16(min(n.underlay.MTU, 65535)),
 		SnapshotDir: filepath.Join(n.o.stateDir, "snapshot"),
 		Connector:   register.Connector{Client: n.client}, Prober: prober, Pods: n.pods,
-		OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Log: n.log,
+		OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Conditions: n.conditions, Log: n.log,
+		MaglevRows: int(n.objects.Maglev.MaxEntries()),
 	}
 	if err := n.o.dataplane(&cfg); err != nil {
 		return err
@@ -346,6 +347,23 @@ func (n *node) details() map[string]string {
 		d["certificate"] = "expires " + leaf.Expires().UTC().Format(time.RFC3339)
 	}
 	return d
+}
+
+// conditions are problems that only the edges know of.
+func (n *node) conditions() (out []clustermesh.Problem) {
+	if p, ok := n.sweeper.Count().Problem(); !ok {
+		out = append(out, p)
+	}
+	n.mu.Lock()
+	err := n.uplinkErr
+	n.mu.Unlock()
+	if err != nil {
+		out = append(out, clustermesh.Problem{
+			What: "an uplink of this node has no program: node ports and masquerading do not work there, and nothing guards what leaves by it",
+			Why:  err.Error(), Fix: "check --uplink and --underlay, and the kernel's log; it is tried again by itself",
+		})
+	}
+	return out
 }
 
 // flowsDetail says how full conntrack is: when it is, flows that are alive are
