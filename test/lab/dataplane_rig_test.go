@@ -3,10 +3,12 @@ package lab
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -86,20 +88,44 @@ func (r *rig) allowed(at place, network string, to netip.AddrPort) (got answer) 
 	return got
 }
 
-// forbidden polls until a call is not answered any more, then makes sure that it
-// stays so.
-func (r *rig) forbidden(at place, network string, to netip.AddrPort) {
+// expectation is one line of who may reach whom.
+type expectation struct {
+	at      place
+	network string
+	to      netip.AddrPort
+	may     bool
+}
+
+func (e expectation) check() error {
+	timeout := deadTimeout
+	if e.may {
+		timeout = callTimeout
+	}
+	got, err := e.at.call(e.network, e.to, timeout)
+	switch {
+	case e.may && err != nil:
+		return fmt.Errorf("%s does not reach %s/%s: %w", e.at.name, e.to, e.network, err)
+	case !e.may && err == nil:
+		return fmt.Errorf("%s reaches %s/%s (%s), which is forbidden", e.at.name, e.to, e.network, got.who)
+	}
+	return nil
+}
+
+// expect polls until all of it holds at once, then makes sure that it stays so.
+func (r *rig) expect(list []expectation) {
 	r.t.Helper()
-	r.eventually(15*time.Second, fmt.Sprintf("%s does not reach %s/%s", at.name, to, network), func() error {
-		if got, err := at.call(network, to, deadTimeout); err == nil {
-			return fmt.Errorf("answered by %s", got.who)
+	all := func() error {
+		errs := make([]error, len(list))
+		var wg sync.WaitGroup
+		for i, e := range list {
+			wg.Go(func() { errs[i] = e.check() })
 		}
-		return nil
-	})
-	for range 3 {
-		if got, err := at.call(network, to, deadTimeout); err == nil {
-			r.t.Errorf("%s reaches %s/%s (%s), which is forbidden", at.name, to, network, got.who)
-		}
+		wg.Wait()
+		return errors.Join(errs...)
+	}
+	r.eventually(20*time.Second, "who may reach whom", all)
+	if err := all(); err != nil {
+		r.t.Errorf("it did not stay so: %v", err)
 	}
 }
 

@@ -5,6 +5,10 @@ import (
 	"fmt"
 
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -37,20 +41,24 @@ func TestPolicyPackets(t *testing.T) {
 		}
 	}
 	everyone := []place{atPod(friend), atPod(stranger), atPod(far), atPod(farStranger), atPod(abroad), atOutsider(outside), atNode(r.a.Nodes[0])}
-	each := func(r *rig, may func(place) bool) {
-		r.t.Helper()
-		r.families(func(r *rig, pick func([]netip.Addr) netip.Addr) {
-			to := netip.AddrPortFrom(pick(web.Addresses), checkoutPort)
-			for _, at := range everyone {
-				for _, network := range []string{"tcp", "udp"} {
-					if may(at) {
-						r.allowed(at, network, to)
-					} else {
-						r.forbidden(at, network, to)
-					}
+	// list is what holds for a server pod's two addresses.
+	list := func(may bool, networks string, at ...place) (out []expectation) {
+		for _, a := range web.Addresses {
+			for _, network := range strings.Fields(networks) {
+				for _, p := range at {
+					out = append(out, expectation{p, network, netip.AddrPortFrom(a, checkoutPort), may})
 				}
 			}
-		})
+		}
+		return out
+	}
+	each := func(r *rig, may func(place) bool) {
+		r.t.Helper()
+		var all []expectation
+		for _, at := range everyone {
+			all = append(all, list(may(at), "tcp udp", at)...)
+		}
+		r.expect(all)
 	}
 	step := func(name string, f func(r *rig)) {
 		t.Helper()
@@ -96,34 +104,20 @@ func TestPolicyPackets(t *testing.T) {
 			"ingress": []Object{{"from": []Object{
 				block(v4.Masked().String(), blocked.Addresses[0].String()+"/32"), block(v6.Masked().String(), blocked.Addresses[1].String()+"/128")}}}})))
 		each(r, func(p place) bool { return p.name == node || p.name == "outsider outside" })
-		r.families(func(r *rig, pick func([]netip.Addr) netip.Addr) {
-			r.forbidden(atOutsider(blocked), "tcp", netip.AddrPortFrom(pick(web.Addresses), checkoutPort))
-		})
+		r.expect(list(false, "tcp udp", atOutsider(blocked)))
 	})
 	step("a named port and a protocol", func(r *rig) {
 		noError(r.t, r.a.Apply("friends", netpol("friends", Object{"podSelector": app("web"), "policyTypes": []string{"Ingress"},
 			"ingress": []Object{{"ports": []Object{{"port": "http", "protocol": "TCP"}}}}})))
-		r.families(func(r *rig, pick func([]netip.Addr) netip.Addr) {
-			to := netip.AddrPortFrom(pick(web.Addresses), checkoutPort)
-			r.allowed(atPod(stranger), "tcp", to)
-			r.allowed(atPod(farStranger), "tcp", to)
-			r.forbidden(atPod(stranger), "udp", to)
-			r.forbidden(atPod(farStranger), "udp", to)
-		})
+		r.expect(append(list(true, "tcp", atPod(stranger), atPod(farStranger)), list(false, "udp", atPod(stranger), atPod(farStranger))...))
 	})
 	step("egress", func(r *rig) {
 		noError(r.t, r.a.Unapply("deny"))
 		noError(r.t, r.a.Unapply("friends"))
 		noError(r.t, r.a.Apply("leash", netpol("leash", Object{"podSelector": app("stranger"), "policyTypes": []string{"Egress"},
 			"egress": []Object{{"to": []Object{{"podSelector": app("web")}}, "ports": []Object{{"port": checkoutPort, "protocol": "TCP"}}}}})))
-		r.families(func(r *rig, pick func([]netip.Addr) netip.Addr) {
-			to := netip.AddrPortFrom(pick(web.Addresses), checkoutPort)
-			for _, p := range []*Pod{stranger, farStranger} {
-				r.allowed(atPod(p), "tcp", to)
-				r.forbidden(atPod(p), "udp", to)
-			}
-			r.allowed(atPod(friend), "udp", to)
-		})
+		r.expect(slices.Concat(list(true, "tcp", atPod(stranger), atPod(farStranger)), list(false, "udp", atPod(stranger), atPod(farStranger)),
+			list(true, "tcp udp", atPod(friend))))
 	})
 	step("of the whole cluster: deny before, accept after", func(r *rig) {
 		noError(r.t, r.a.Unapply("leash"))
@@ -132,13 +126,7 @@ func TestPolicyPackets(t *testing.T) {
 				"subject": Object{"pods": Object{"namespaceSelector": Object{}, "podSelector": app("web")}},
 				"ingress": []Object{{"name": "strangers", "action": "Deny",
 					"from": []Object{{"pods": Object{"namespaceSelector": Object{}, "podSelector": app("stranger")}}}}}}})))
-		r.families(func(r *rig, pick func([]netip.Addr) netip.Addr) {
-			to := netip.AddrPortFrom(pick(web.Addresses), checkoutPort)
-			r.forbidden(atPod(stranger), "tcp", to)
-			r.forbidden(atPod(farStranger), "udp", to)
-			r.allowed(atPod(friend), "tcp", to)
-			r.allowed(atPod(far), "udp", to)
-		})
+		r.expect(append(list(false, "tcp udp", atPod(stranger), atPod(farStranger)), list(true, "tcp udp", atPod(friend), atPod(far))...))
 		noError(r.t, r.a.Unapply("admin"))
 		r.allowed(atPod(stranger), "tcp", netip.AddrPortFrom(web.Addresses[0], checkoutPort))
 	})
@@ -155,26 +143,26 @@ func TestPolicyThroughCrashes(t *testing.T) {
 	noError(t, r.a.Apply("friends", netpol("friends", Object{"podSelector": app("web"), "policyTypes": []string{"Ingress"},
 		"ingress": []Object{{"from": []Object{{"podSelector": app("friend")}}}}})))
 	to := netip.AddrPortFrom(web.Addresses[0], checkoutPort)
-	r.forbidden(atPod(stranger), "tcp", to)
-	r.allowed(atPod(friend), "tcp", to)
+	r.expect([]expectation{{atPod(stranger), "tcp", to, false}, {atPod(friend), "tcp", to, true}})
 
 	ctx, stop := context.WithCancel(r.ctx)
 	defer stop()
 	passed := make(chan string, 1)
-	tries := make(chan int, 1)
-	go func() {
-		n := 0
-		for ctx.Err() == nil {
-			if _, err := atPod(stranger).call("tcp", to, deadTimeout); err == nil {
-				select {
-				case passed <- fmt.Sprintf("attempt %d", n):
-				default:
+	var tries atomic.Int64
+	var attempts sync.WaitGroup
+	for range 8 {
+		attempts.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := atPod(stranger).call("tcp", to, deadTimeout); err == nil {
+					select {
+					case passed <- fmt.Sprintf("attempt %d", tries.Load()):
+					default:
+					}
 				}
+				tries.Add(1)
 			}
-			n++
-		}
-		tries <- n
-	}()
+		})
+	}
 	client := must(friend.Client("steady", ClientOptions{Target: to.String(), Interval: 5 * time.Millisecond, Timeout: callTimeout}))(t)
 	begin := time.Now()
 	must(client.AwaitMore(r.ctx, begin, 20))(t)
@@ -189,7 +177,8 @@ func TestPolicyThroughCrashes(t *testing.T) {
 		must(client.AwaitMore(r.ctx, time.Now(), 20))(t)
 	}
 	stop()
-	n := <-tries
+	attempts.Wait()
+	n := tries.Load()
 	select {
 	case at := <-passed:
 		t.Errorf("a forbidden connection came about (%s)", at)
