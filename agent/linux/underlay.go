@@ -15,6 +15,7 @@ type Underlay struct {
 	OnLink    []netip.Prefix // subnets of the links that carry them
 	MTU       int            // the least of these links
 	Links     []int          // their interface indexes, ascending
+	First     int            // that of the first address
 }
 
 // FindUnderlay describes the links that carry want. Without want these are the
@@ -25,6 +26,7 @@ func FindUnderlay(want []netip.Addr, device string) (Underlay, error) {
 		return Underlay{}, fmt.Errorf("list devices: %w", err)
 	}
 	var u Underlay
+	carries := map[netip.Addr]int{}
 	for _, l := range links {
 		at := l.Attrs()
 		if at.Flags&net.FlagUp == 0 || at.Flags&net.FlagLoopback != 0 || at.Name == device {
@@ -44,6 +46,9 @@ func FindUnderlay(want []netip.Addr, device string) (Underlay, error) {
 		if len(u.Addresses) > before {
 			u.Links = append(u.Links, at.Index)
 		}
+		for _, a := range u.Addresses[before:] {
+			carries[a] = at.Index
+		}
 	}
 	if want != nil {
 		for _, a := range want {
@@ -55,10 +60,11 @@ func FindUnderlay(want []netip.Addr, device string) (Underlay, error) {
 	} else {
 		slices.SortStableFunc(u.Addresses, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	}
-	slices.Sort(u.Links)
 	if len(u.Addresses) == 0 {
 		return u, fmt.Errorf("this node has no address that others could reach: give one with --underlay")
 	}
+	slices.Sort(u.Links)
+	u.First = carries[u.Addresses[0]]
 	return u, nil
 }
 

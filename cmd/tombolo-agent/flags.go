@@ -67,6 +67,15 @@ func parsePrefixes(texts []string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// checkNodePorts refuses prefixes that hold none of this node's addresses: with
+// them no node port would answer, and nobody would know why.
+func checkNodePorts(underlay []netip.Addr, prefixes []netip.Prefix) error {
+	if len(prefixes) > 0 && len(nodePortAddresses(underlay, prefixes)) == 0 {
+		return fmt.Errorf("--nodeport-addresses %v: none of this node's addresses %v is in them; correct the prefixes, or leave the flag out", prefixes, underlay)
+	}
+	return nil
+}
+
 // nodePortAddresses are those of the underlay's addresses that answer to node
 // ports and health checks; no prefixes = all.
 func nodePortAddresses(underlay []netip.Addr, prefixes []netip.Prefix) []netip.Addr {

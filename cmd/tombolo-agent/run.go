@@ -220,9 +220,12 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	if err := n.o.dataplane(&cfg); err != nil {
 		return err
 	}
+	if err := checkNodePorts(n.underlay.Addresses, cfg.NodePortAddresses); err != nil {
+		return err
+	}
 	answers := linux.NewHealthPorts(func() []netip.Addr { return nodePortAddresses(n.underlay.Addresses, cfg.NodePortAddresses) },
 		func() bool { a := n.running(); return a != nil && a.Ready() }, n.log)
-	cfg.HealthPorts = answers
+	cfg.HealthPorts, cfg.Resets = answers, linux.NewResets(n.pods)
 	a, err := agent.New(cfg, linux.NewTables(n.objects.Maps, n.device))
 	if err != nil {
 		return err

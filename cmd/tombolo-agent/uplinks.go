@@ -29,6 +29,9 @@ func (n *node) watchUplinks(ctx context.Context) {
 func (n *node) attachUplinks() {
 	links, err := uplinkIndexes(n.o.uplinks, n.underlay.Links)
 	if err == nil {
+		err = n.objects.SetUnderlay(n.underlay.First)
+	}
+	if err == nil {
 		for _, index := range links {
 			if err = n.objects.AttachHost(index); err != nil {
 				break

@@ -1,0 +1,78 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/bpf"
+)
+
+// Resets ends connections to backends that are gone, in the node's own network
+// namespace and in those of its pods: a socket is seen only from the namespace
+// that it is in. It is an agent.Resetter.
+type Resets struct {
+	pods *Pods
+}
+
+var _ agent.Resetter = Resets{}
+
+// NewResets resets sockets of the node and of its pods.
+func NewResets(pods *Pods) Resets { return Resets{pods} }
+
+// Reset implements agent.Resetter. Sockets to a backend that did not come about by
+// a service are ended as well: their end is as gone. A pod that ends meanwhile is
+// no error.
+func (r Resets) Reset(ctx context.Context, backends []agent.BackendKey) error {
+	errs := []error{inNetns(r.pods.node, func() error { return resetHere(ctx, backends) })}
+	for uid, path := range r.pods.namespaces() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		err := InNetns(path, func() error { return resetHere(ctx, backends) })
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("pod %s: %w", uid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// resetHere does it in the calling thread's network namespace. On a kernel
+// without the means (bpf_sock_destroy, or netlink's) clients find out for
+// themselves, by their own timeouts.
+func resetHere(ctx context.Context, backends []agent.BackendKey) error {
+	for _, b := range backends {
+		if b.Proto != unix.IPPROTO_TCP && b.Proto != unix.IPPROTO_UDP {
+			continue // packets of other protocols are translated one by one
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		_, err := bpf.ResetSockets(b.Proto, netip.AddrPortFrom(b.Addr.IP(), b.Port))
+		if errors.Is(err, errors.ErrUnsupported) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reset sockets to %s: %w", netip.AddrPortFrom(b.Addr.IP(), b.Port), err)
+		}
+	}
+	return nil
+}
+
+// namespaces are the paths of the connected pods' network namespaces, by UID.
+func (p *Pods) namespaces() map[string]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[string]string, len(p.index))
+	for uid := range p.index {
+		if path := p.pods[uid].Netns; path != "" {
+			out[uid] = path
+		}
+	}
+	return out
+}
