@@ -247,19 +247,37 @@ func sides[K, V comparable](d *Delta[K, V], leaving bool, f func(V)) {
 
 // decided tells which subjects have all their policy rows in the kernel.
 func (t *tableSet) decided() func(SubjectKey, SubjectRow) bool {
-	waiting := map[SubjectKey]bool{}
-	entering(t.policy, waiting, func(k PolicyKey) SubjectKey { return k.Subject })
+	waiting := t.lacking()
 	return func(k SubjectKey, v SubjectRow) bool { return v.Flags&SubjectClosed != 0 || !waiting[k] }
 }
 
-// withSubject tells which endpoints have theirs in the kernel.
+// lacking are the subjects with policy rows that are still to be written.
+func (t *tableSet) lacking() map[SubjectKey]bool {
+	out := map[SubjectKey]bool{}
+	entering(t.policy, out, func(k PolicyKey) SubjectKey { return k.Subject })
+	return out
+}
+
+// withSubject tells which endpoints have theirs in the kernel, and all its rows:
+// one that entered complete may since lack a row that was refused, and an address
+// that could not be removed may be known by that row's identity. Pods that have
+// the subject are no worse off for being written again; nobody else gets it.
 func (t *tableSet) withSubject() func(Addr, EndpointRow) bool {
-	return func(_ Addr, v EndpointRow) bool {
+	waiting := t.lacking()
+	return func(a Addr, v EndpointRow) bool {
 		if v.Subject == 0 {
 			return true
 		}
-		_, there := t.subjects.Actual(SubjectKey(v.Subject))
-		return there
+		k := SubjectKey(v.Subject)
+		subject, there := t.subjects.Actual(k)
+		if !there {
+			return false
+		}
+		if v.Closed || subject.Flags&SubjectClosed != 0 || !waiting[k] {
+			return true
+		}
+		before, had := t.endpoints.Actual(a)
+		return had && !before.Closed && before.Subject == v.Subject
 	}
 }
 

@@ -80,9 +80,7 @@ func newPolicyRig(t *testing.T, policyRows, subjects int) *policyRig {
 			if _, there := r.subjects.Get(SubjectKey(v.Subject)); !there {
 				r.fail("endpoint %v without its subject %x", k, v.Subject)
 			}
-			for _, ip := range r.ips.Rows() {
-				r.complete(PolicyPeer(ip.Identity))
-			}
+			r.given(k, *v)
 		}
 	})
 	return r
@@ -121,6 +119,21 @@ func (r *policyRig) has(k SubjectKey) bool {
 		}
 	}
 	return false
+}
+
+// given: whoever gets a subject gets it with all its rows, or closed. A pod that
+// has it already, as far as is known, may be written again.
+func (r *policyRig) given(a Addr, v EndpointRow) {
+	subject, _ := r.subjects.Get(SubjectKey(v.Subject))
+	before, had := r.t1.endpoints.Actual(a) // what it knows before the write is done
+	if subject.Flags&SubjectClosed != 0 || had && before.Subject == v.Subject {
+		return
+	}
+	for k := range r.t1.policy.wanted {
+		if _, there := r.policy.Get(k); k.Subject == SubjectKey(v.Subject) && !there {
+			r.fail("endpoint %v is given subject %x without its row %v", a, v.Subject, k)
+		}
+	}
 }
 
 // complete: no address is known by an identity that the subject of a pod lacks a row of.
