@@ -12,6 +12,7 @@ package bpf
 //go:generate compile -no-global-types pod src/pod.c
 //go:generate compile -no-global-types host src/host.c
 //go:generate compile -no-global-types reset src/reset.c
+//go:generate compile -no-global-types xdp src/xdp.c
 //go:generate compile -no-global-types -output-suffix _test pick src/pick_test.c
 //go:generate compile -no-global-types -output-suffix _test maglev src/maglev_test.c
 //go:generate compile -no-global-types -output-suffix _test policy src/policy_test.c

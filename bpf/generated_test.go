@@ -107,7 +107,7 @@ func TestObjectsAgreeOnMaps(t *testing.T) {
 		t.Errorf("%d maps in C, %d in Maps", n, len(new(Maps).tables(Sizes{})))
 	}
 	for object, spec := range map[string]func() (*ebpf.CollectionSpec, error){
-		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pod": loadPod, "host": loadHost, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
+		"sock": loadSock, "sock_retval": loadSockRetval, "tunnel": loadTunnel, "pod": loadPod, "host": loadHost, "xdp": loadXdp, "pick": loadPick, "maglev": loadMaglev, "policy": loadPolicy,
 	} {
 		s, err := spec()
 		if err != nil {

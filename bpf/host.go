@@ -103,16 +103,25 @@ func (o *Objects) hostProgram(h hook, ifindex int) (*ebpf.Program, error) {
 
 // l2Length is how many bytes come before the IP header on a device.
 func l2Length(ifindex int) (uint32, error) {
-	d, err := netlink.LinkByIndex(ifindex)
+	d, err := deviceAt(ifindex)
 	if err != nil {
-		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-			err = unix.ENODEV
-		}
-		return 0, fmt.Errorf("interface %d: %w", ifindex, err)
+		return 0, err
 	}
 	switch d.Attrs().EncapType {
 	case "ether", "loopback":
 		return ethLen, nil
 	}
 	return 0, nil // TUN, WireGuard, PPP: the packet starts with its IP header
+}
+
+// deviceAt fails with ENODEV where there is none.
+func deviceAt(ifindex int) (netlink.Link, error) {
+	d, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+			err = unix.ENODEV
+		}
+		return nil, fmt.Errorf("interface %d: %w", ifindex, err)
+	}
+	return d, nil
 }

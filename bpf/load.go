@@ -41,6 +41,7 @@ type Objects struct {
 	tunnel *ebpf.Program
 	pod    podCode
 	host   map[uint32]*ebpf.Collection // by the length of L2 headers, once needed
+	xdp    map[xdpKind]*ebpf.Collection
 	noTCX  bool
 
 	mu   sync.Mutex // guards feat, which status reads from other goroutines
@@ -141,6 +142,9 @@ func (o *Objects) load(opts Options, cgroup string) error {
 	if err := o.replaceHost(); err != nil {
 		return err
 	}
+	if err := o.replaceXDP(); err != nil {
+		return err
+	}
 	if len(moved) == 0 {
 		return nil
 	}
@@ -167,6 +171,9 @@ func (o *Objects) Close() error {
 		errs = append(errs, o.pod.Close())
 	}
 	for _, coll := range o.host {
+		coll.Close()
+	}
+	for _, coll := range o.xdp {
 		coll.Close()
 	}
 	if o.Maps != nil {

@@ -18,7 +18,7 @@ var (
 
 // isDevicePin: is a file of that name a link of a hook that many devices have?
 func isDevicePin(name string) bool {
-	for _, h := range append([]hook{fromPodHook, toPodHook}, hostHooks...) {
+	for _, h := range append([]hook{fromPodHook, toPodHook, xdpHook}, hostHooks...) {
 		if _, ok := h.ifindex(name); ok {
 			return true
 		}
