@@ -6,5 +6,6 @@
 //     covers what that evaluator lacks or gets wrong
 //
 // The answers of ours are read back from the rows, by the lookup that is the twin
-// of bpf/src/policy.h, and for a sample by the C itself.
+// of bpf/src/policy.h, and for a sample by the C itself; for another, by real
+// connections between the pods of a lab.
 package judge

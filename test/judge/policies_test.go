@@ -134,9 +134,9 @@ func (g generator) peers() []networkingv1.NetworkPolicyPeer {
 }
 
 func (g generator) ipBlock() *networkingv1.IPBlock {
-	b := &networkingv1.IPBlock{CIDR: pick(g, networks...)}
+	b := &networkingv1.IPBlock{CIDR: pick(g, g.networks()...)}
 	outer := netip.MustParsePrefix(b.CIDR)
-	for _, n := range networks {
+	for _, n := range g.networks() {
 		inner := netip.MustParsePrefix(n)
 		if inner.Bits() > outer.Bits() && outer.Contains(inner.Addr()) && g.chance(40) {
 			b.Except = append(b.Except, n)
@@ -198,7 +198,7 @@ func (g generator) egressPeer() npav1alpha2.ClusterNetworkPolicyEgressPeer {
 	case 2:
 		p := npav1alpha2.ClusterNetworkPolicyEgressPeer{}
 		for range 1 + g.IntN(2) {
-			p.Networks = append(p.Networks, npav1alpha2.CIDR(pick(g, networks...)))
+			p.Networks = append(p.Networks, npav1alpha2.CIDR(pick(g, g.networks()...)))
 		}
 		return p
 	case 3:

@@ -97,6 +97,8 @@ type options struct {
 	cnp         int  // ClusterNetworkPolicies
 	simple      bool // of those, what AdminNetworkPolicy had, too
 	allClusters bool
+	pods        int      // how many, each on a network of its own; 0 = a dozen and more, some on their host's
+	networks    []string // for blocks of addresses, with more and less of the world in them; nil = as newWorld's pods have it
 }
 
 type generator struct {
@@ -135,6 +137,13 @@ var (
 	}
 )
 
+func (g generator) networks() []string {
+	if g.o.networks != nil {
+		return g.o.networks
+	}
+	return networks
+}
+
 func newWorld(r *rand.Rand, o options) *world {
 	g := generator{r, o}
 	w := &world{allClusters: o.allClusters}
@@ -157,7 +166,11 @@ func newWorld(r *rand.Rand, o options) *world {
 		w.outside = append(w.outside, netip.MustParseAddr(a))
 	}
 	identities := map[string]clustermesh.Identity{}
-	for i := range 12 + g.IntN(6) {
+	pods := o.pods
+	if pods == 0 {
+		pods = 12 + g.IntN(6)
+	}
+	for i := range pods {
 		w.pods = append(w.pods, g.pod(w, i, identities))
 	}
 	for i := range o.np {
@@ -177,7 +190,7 @@ func (g generator) pod(w *world, i int, identities map[string]clustermesh.Identi
 	p := &pod{Pod: &corev1.Pod{}, cluster: cluster}
 	ns := pick(g, w.namespaces...)
 	p.Namespace, p.Name, p.Labels = ns.Name, fmt.Sprintf("p%d", i), g.labels(podPool, 60)
-	p.Spec.HostNetwork = g.chance(8)
+	p.Spec.HostNetwork = g.o.pods == 0 && g.chance(8)
 	node := pick(g, w.nodes...)
 	p.Spec.NodeName = node.Name
 	if p.Spec.HostNetwork {

@@ -38,10 +38,16 @@ func NodeObject(name string, prefixes []netip.Prefix) Object {
 // PodObject is a Pod bound to a node. One with a port is ready when something
 // listens there.
 func PodObject(p *Pod, node string) Object {
-	container := Object{"name": "main", "image": "none"}
+	container, ports := Object{"name": "main", "image": "none"}, []Object{}
 	if p.Port != 0 {
-		container["ports"] = []Object{{"name": "http", "containerPort": p.Port, "protocol": "TCP"}}
+		ports = append(ports, Object{"name": "http", "containerPort": p.Port, "protocol": "TCP"})
 		container["readinessProbe"] = Object{"tcpSocket": Object{"port": p.Port}, "periodSeconds": 1}
+	}
+	for _, n := range p.Named {
+		ports = append(ports, Object{"name": n.Name, "containerPort": n.Port, "protocol": n.Protocol.String()})
+	}
+	if len(ports) > 0 {
+		container["ports"] = ports
 	}
 	return Object{"apiVersion": "v1", "kind": "Pod",
 		"metadata": Object{"name": p.Name, "namespace": p.Namespace, "uid": p.UID, "labels": p.Labels},

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
 // PodSpec says what pod to make.
@@ -18,8 +21,9 @@ type PodSpec struct {
 	Namespace string // "" = default
 	Name      string
 	Labels    map[string]string
-	Port      int      // a container port named "http"; 0 = none
-	Argv      []string // started in the pod, and again when its node boots; empty = nothing runs
+	Port      int                     // a container port named "http"; 0 = none
+	Named     []clustermesh.NamedPort // further container ports
+	Argv      []string                // started in the pod, and again when its node boots; empty = nothing runs
 }
 
 // Pod is a pod of the lab: a namespace of its own, wired by the CNI plugin.
@@ -109,6 +113,16 @@ func (p *Pod) Exec(name string, stdout io.Writer, argv ...string) (*Process, err
 // Run runs a command in the pod to its end.
 func (p *Pod) Run(ctx context.Context, argv ...string) (string, error) {
 	return p.host.run(ctx, nil, "", argv...)
+}
+
+// Dial opens a TCP or UDP connection to a literal address from the pod's network
+// namespace, but not its cgroup: packets are translated, not sockets.
+func (p *Pod) Dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	err = p.host.in(func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
 }
 
 // Main is the pod's process, nil if it has none.
