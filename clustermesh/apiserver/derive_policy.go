@@ -44,7 +44,7 @@ func (d *deriver) setClusterNetworkPolicy(ref Ref, p *clusterPolicy, at clusterm
 		Metadata   map[string]string                 `json:"metadata"`
 		Spec       v1alpha2.ClusterNetworkPolicySpec `json:"spec"`
 	}{
-		v1alpha2.SchemeGroupVersion.String(), KindClusterNetworkPolicy, map[string]string{"name": ref.Name}, p.Spec,
+		v1alpha2.GroupVersion.String(), KindClusterNetworkPolicy, map[string]string{"name": ref.Name}, p.Spec,
 	}, validateClusterPolicy(p), at)
 }
 
