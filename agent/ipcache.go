@@ -25,7 +25,6 @@ type ipFacts struct {
 	cluster clustermesh.ID
 	own     bool                 // the cluster is this node's
 	tunnel  *clustermesh.Node    // the node whose tunnel address this is
-	self    bool                 // that node is this one
 	address *clustermesh.Address // the record that counts
 	number  uint16               // node number of the record's node
 	pod     *LocalPod            // this node's pod that has the address

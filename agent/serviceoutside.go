@@ -93,16 +93,6 @@ func rangesOf(all []netip.Prefix, v6 bool) (ranges []netip.Prefix, bounded bool)
 	return ranges, len(all) > 0
 }
 
-// hasLoadBalancer is for people: whether source ranges hold for anything.
-func hasLoadBalancer(p clustermesh.MergedPort) bool {
-	for _, e := range p.External {
-		if e.Kind == clustermesh.ExternalLoadBalancer {
-			return true
-		}
-	}
-	return false
-}
-
 // defaultMaglevRows is the size of the kernel's table unless it is told otherwise.
 const defaultMaglevRows = 65536
 

@@ -12,9 +12,8 @@ import (
 
 // stateRig is a state of cluster c1 on node n1 with tables in memory.
 type stateRig struct {
-	t     *testing.T
-	s     *State
-	views map[clustermesh.Scope]bool
+	t *testing.T
+	s *State
 }
 
 func newStateRig(t *testing.T, change func(*Config)) *stateRig {

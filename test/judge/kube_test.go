@@ -23,14 +23,14 @@ import (
 
 // kubePacket has the layout of the evaluator's packet.
 type kubePacket struct {
-	id      uint32
-	family  corev1.IPFamily
+	_       uint32          // id
+	_       corev1.IPFamily // family
 	srcIP   net.IP
 	dstIP   net.IP
 	proto   corev1.Protocol
 	srcPort int
 	dstPort int
-	payload []byte
+	_       []byte // payload
 }
 
 // evaluatePacket is what its controller asks for each new connection. It is not
