@@ -120,6 +120,22 @@ func uplinkIndexes(names []string, underlay []int) ([]int, error) {
 	return slices.Compact(out), nil
 }
 
+// parseXDP is, by device, whether XDP runs there in the generic mode.
+func parseXDP(texts []string) (map[string]bool, error) {
+	modes := make(map[string]bool)
+	for _, t := range texts {
+		name, mode, colon := strings.Cut(t, ":")
+		if name == "" || colon && mode != "generic" {
+			return nil, fmt.Errorf("--xdp %q: want DEVICE or DEVICE:generic", t)
+		}
+		if _, twice := modes[name]; twice {
+			return nil, fmt.Errorf("--xdp %q: %s is named twice", t, name)
+		}
+		modes[name] = colon
+	}
+	return modes, nil
+}
+
 // mapSizes are those of this machine's memory, changed by what the user says.
 func mapSizes(wishes []string) (bpf.Sizes, error) {
 	var info unix.Sysinfo_t

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -58,6 +59,18 @@ func TestNodePortAddresses(t *testing.T) {
 	}
 	if err := checkNodePorts(underlay, of("192.0.2.0/24")); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestXDPFlag(t *testing.T) {
+	got, err := parseXDP([]string{"eth0", "eth1:generic"})
+	if want := map[string]bool{"eth0": false, "eth1": true}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v %v", got, err)
+	}
+	for text, want := range map[string]string{"eth0:native": "want DEVICE", ":generic": "want DEVICE", "eth0:": "want DEVICE", "eth0,eth0:generic": "named twice"} {
+		if _, err := parseXDP(strings.Split(text, ",")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
 	}
 }
 

@@ -40,6 +40,8 @@ type options struct {
 	natPorts                          string
 	nodePortAddrs                     []string
 	uplinks                           []string
+	xdp                               []string
+	xdpModes                          map[string]bool // what xdp says: generic?
 	mapSizes                          []string
 	sizes                             bpf.Sizes // what mapSizes and the memory say
 }
@@ -73,6 +75,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if o.node == "" {
 				return fmt.Errorf("--node is not set: give this node's name, as its cluster knows it")
 			}
+			if o.xdpModes, err = parseXDP(o.xdp); err != nil {
+				return err
+			}
 			sizes, err := mapSizes(o.mapSizes)
 			if err != nil {
 				return err
@@ -100,6 +105,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringVar(&o.natPorts, "nat-ports", "61000-65535", "`FIRST-LAST` source port of connections that are given an address of this node")
 	f.StringSliceVar(&o.nodePortAddrs, "nodeport-addresses", nil, "`PREFIX`[,…] in which this node's underlay addresses answer to node ports (default: all of them do)")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "`DEVICE`[,…] by which the world reaches this node (default: those that carry the underlay addresses)")
+	f.StringSliceVar(&o.xdp, "xdp", nil, "uplink `DEVICE`[,…] whose driver sends node ports' packets for other nodes on by XDP (DEVICE:generic: the kernel, if the driver cannot; slower); not for devices that carry VLANs (default: none)")
 	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
 	shared(root, &o)
 	root.AddCommand(newTunnel(), newCleanup())

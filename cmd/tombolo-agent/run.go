@@ -42,6 +42,7 @@ type node struct {
 	state     linux.DeviceState
 	kick      chan struct{} // the tunnel device may have changed
 	uplinkErr error         // the uplinks' programs; nil = attached
+	xdpErr    error         // the same of XDP, where it was asked for
 	doubt     bool          // its program could not be checked last time; see guard
 }
 
@@ -329,7 +330,7 @@ func (n *node) report(ctx context.Context, r linux.EndpointReport) (clustermesh.
 // details are the lines of the status that only the edges know.
 func (n *node) details() map[string]string {
 	n.mu.Lock()
-	st, uplinkErr := n.state, n.uplinkErr
+	st, uplinkErr, xdpErr := n.state, n.uplinkErr, n.xdpErr
 	n.mu.Unlock()
 	d := map[string]string{
 		"wireguard":    st.Detail,
@@ -342,6 +343,11 @@ func (n *node) details() map[string]string {
 	d["uplinks"] = "guarded"
 	if uplinkErr != nil {
 		d["uplinks"] = "NOT guarded: " + uplinkErr.Error()
+	}
+	if xdpErr != nil {
+		d["xdp"] = "not attached: " + xdpErr.Error()
+	} else if len(n.o.xdpModes) > 0 {
+		d["xdp"] = "attached"
 	}
 	if err := n.client.Problem(); err != nil {
 		d["registration"] = "not renewed: " + err.Error()

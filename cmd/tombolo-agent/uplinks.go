@@ -2,6 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
 	"time"
 )
 
@@ -38,6 +42,9 @@ func (n *node) attachUplinks() {
 			}
 		}
 	}
+	if links != nil {
+		n.attachXDP(links)
+	}
 	n.mu.Lock()
 	was := n.uplinkErr
 	n.uplinkErr = err
@@ -47,5 +54,42 @@ func (n *node) attachUplinks() {
 		n.log.Error("an uplink has no program: node ports and masquerading do not work there, and nothing guards what leaves by it", "err", err)
 	case err == nil && was != nil:
 		n.log.Info("the uplinks have their programs")
+	}
+}
+
+// attachXDP gives those of the uplinks their XDP program for which it was asked,
+// and takes it off all others. Nothing depends on it: a failure is said, no more.
+func (n *node) attachXDP(uplinks []int) {
+	var errs []error
+	wanted := make(map[int]bool)
+	for name, generic := range n.o.xdpModes {
+		dev, err := net.InterfaceByName(name)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("--xdp %s: this node has no such device", name))
+		case !slices.Contains(uplinks, dev.Index):
+			errs = append(errs, fmt.Errorf("--xdp %s: it is no uplink, see --uplink", name))
+		default:
+			wanted[dev.Index] = true
+			errs = append(errs, n.objects.AttachXDP(dev.Index, generic))
+		}
+	}
+	attached, err := n.objects.AttachedXDPs()
+	errs = append(errs, err)
+	for _, index := range attached {
+		if !wanted[index] {
+			errs = append(errs, n.objects.DetachXDP(index))
+		}
+	}
+	err = errors.Join(errs...)
+	n.mu.Lock()
+	was := n.xdpErr
+	n.xdpErr = err
+	n.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		n.log.Warn("XDP is not as --xdp says; node ports work without it", "err", err)
+	case err == nil && was != nil:
+		n.log.Info("XDP is as --xdp says")
 	}
 }
