@@ -123,3 +123,42 @@ func TestXDPTraffic(t *testing.T) {
 		}
 	}
 }
+
+// Where the backend's node is behind another device: sent there in the generic
+// mode, which asks no driver, left to host.c in the other.
+func TestXDPRedirects(t *testing.T) {
+	w := newXDPWorld(t)
+	hop := net.HardwareAddr{2, 0, 0, 0, 0, 3}
+	w.s.addr("wire", "192.0.3.1/24")
+	w.s.route("wire", hop, map[string]string{"10.1.3.0/24": "192.0.3.2"})
+	put(t, w.o.IPCache, addr("10.1.3.5"), IPCache{Identity: identityOwn, Node: 3})
+	w.s.in(func() error { return w.o.SetUnderlay(w.s.link("wire").Attrs().Index) })
+	c := xdpCases["tcp4"]
+	c.backend = "10.1.3.5:8080"
+	request, _ := w.establish(c, 1)
+	coll, err := loadXDPCode(w.o.Maps, xdpKind{mac: macOf(w.up), generic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(coll.Close)
+	w.run(w.host, request)
+	if verdict, _ := w.run(w.prog, request); verdict != xdpPass {
+		t.Errorf("by the driver: verdict %d", verdict)
+	}
+	native := w.prog
+	defer func() { w.prog = native }()
+	w.prog = coll.Programs[xdpProgTmbXdp]
+	var verdict uint32
+	var out []byte
+	for range 5 {
+		w.run(w.host, request)
+		if verdict, out = w.run(w.prog, request); verdict == xdpRedirect {
+			break
+		}
+	}
+	mac := macOf(w.s.link("wire"))
+	if verdict != xdpRedirect || string(out[:6]) != string(hop) || string(out[6:12]) != string(mac[:]) {
+		t.Fatalf("generic: verdict %d, % x", verdict, out[:14])
+	}
+	sound(t, out, false)
+}

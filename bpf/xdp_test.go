@@ -25,6 +25,8 @@ const (
 	xdpDrop = 1
 	xdpPass = 2
 	xdpTX   = 3
+
+	xdpRedirect = 4
 )
 
 // xdpWorld is node1 with one uplink, on which a backend's node and the client's
