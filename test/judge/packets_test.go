@@ -49,8 +49,10 @@ func (p packet) difference(ctx context.Context, want bool) string {
 		}
 		return ""
 	}
-	if p.answered(ctx, answerLimit) || p.answered(ctx, answerLimit) {
-		return ""
+	for range 2 {
+		if p.answered(ctx, answerLimit) {
+			return ""
+		}
 	}
 	return fmt.Sprintf("%s: not answered, the judge allows it", p)
 }
