@@ -66,7 +66,7 @@ func TestRebootWithoutControlPlane(t *testing.T) {
 	for _, cl := range r.Clusters() {
 		noError(t, cl.StartControlPlane(r.ctx))
 	}
-	r.eventually(15*time.Second, "agents are synced again", func() error {
+	r.eventually(30*time.Second, "agents are synced again", func() error {
 		for _, cl := range r.Clusters() {
 			for _, n := range cl.Nodes {
 				for _, name := range []string{"aws", "gcp"} {
