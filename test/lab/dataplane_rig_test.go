@@ -21,22 +21,11 @@ type place struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-func atPod(p *Pod) place { return place{"pod " + p.Name, p.host.dialer()} }
+func atPod(p *Pod) place { return place{"pod " + p.Name, p.host.dial} }
 
-func atNode(n *Node) place { return place{"node " + n.Name, n.host.dialer()} }
+func atNode(n *Node) place { return place{"node " + n.Name, n.host.dial} }
 
-func atOutsider(o *Outsider) place { return place{"outsider " + o.Name, o.host.dialer()} }
-
-// dialer opens connections from the host's namespace.
-func (h *host) dialer() func(ctx context.Context, network, addr string) (net.Conn, error) {
-	return func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-		err = h.in(func() error {
-			conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-			return err
-		})
-		return conn, err
-	}
-}
+func atOutsider(o *Outsider) place { return place{"outsider " + o.Name, o.host.dial} }
 
 // answer is what a server pod says: who it is, and the address it was asked from.
 type answer struct {

@@ -2,8 +2,10 @@ package lab
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -121,6 +123,16 @@ func (h *host) in(fn func() error) error {
 		errc <- fn()
 	}()
 	return <-errc
+}
+
+// dial opens a connection from the namespace, but not from the cgroup, to a
+// literal address: that needs no resolver, so the socket is made on this thread.
+func (h *host) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	err = h.in(func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
 }
 
 // delete ends every process of the host and removes namespace and cgroup.

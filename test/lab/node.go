@@ -232,11 +232,6 @@ func (n *Node) GetJSON(ctx context.Context, path string, v any) error {
 }
 
 // Dial opens a TCP connection from the node.
-func (n *Node) Dial(ctx context.Context, addr string) (conn net.Conn, err error) {
-	err = n.host.in(func() error {
-		// A literal address needs no resolver, so the socket is made on this thread.
-		conn, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
-		return err
-	})
-	return conn, err
+func (n *Node) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	return n.host.dial(ctx, "tcp", addr)
 }

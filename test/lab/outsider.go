@@ -49,10 +49,6 @@ func (o *Outsider) Run(ctx context.Context, argv ...string) (string, error) {
 }
 
 // Dial opens a TCP or UDP connection from the machine to a literal address.
-func (o *Outsider) Dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	err = o.host.in(func() error {
-		conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-		return err
-	})
-	return conn, err
+func (o *Outsider) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return o.host.dial(ctx, network, addr)
 }

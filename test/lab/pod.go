@@ -117,12 +117,8 @@ func (p *Pod) Run(ctx context.Context, argv ...string) (string, error) {
 
 // Dial opens a TCP or UDP connection to a literal address from the pod's network
 // namespace, but not its cgroup: packets are translated, not sockets.
-func (p *Pod) Dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	err = p.host.in(func() error {
-		conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-		return err
-	})
-	return conn, err
+func (p *Pod) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return p.host.dial(ctx, network, addr)
 }
 
 // Main is the pod's process, nil if it has none.

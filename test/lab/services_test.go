@@ -133,7 +133,7 @@ func TestServicesPerPacket(t *testing.T) {
 		noError(t, r.a.Apply("near", shop("near", 12, Object{"externalTrafficPolicy": "Local", "healthCheckNodePort": 31999})))
 		for n, want := range map[*Node]int{n1: 200, n2: 503} {
 			r.in(t).eventually(15*time.Second, fmt.Sprintf("%s answers %d at its health check port", n.Name, want), func() error {
-				tr := &http.Transport{DialContext: friend.host.dialer(), DisableKeepAlives: true}
+				tr := &http.Transport{DialContext: friend.host.dial, DisableKeepAlives: true}
 				res, err := (&http.Client{Transport: tr, Timeout: deadTimeout}).Get(fmt.Sprintf("http://%s:31999/", n.Underlay()))
 				if err != nil {
 					return err
