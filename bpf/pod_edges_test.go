@@ -86,7 +86,26 @@ func TestPodErrors(t *testing.T) {
 		to := netip.MustParseAddr(name(podA)).AsSlice()
 		copy(forged[map[int]int{4: 14 + 16, 16: 14 + 24}[len(to)]:], to)
 		n.dropped(t, n.code.from, forged, rowsTmbReasonTMB_DROP_MALFORMED)
+		// What it is about lies behind its end, as padding does: no checksum covers it.
+		n.dropped(t, n.code.from, shortened(unreachable(name(podB), behind), 10), rowsTmbReasonTMB_DROP_MALFORMED)
 	})
+}
+
+// shortened: by its IP header the ICMP error f ends n bytes before the eighth byte
+// of the transport header that it quotes.
+func shortened(f []byte, n int) []byte {
+	ip := f[14:]
+	if ip[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(ip[2:], uint16(20+8+28-n))
+		binary.BigEndian.PutUint16(ip[10:], 0)
+		binary.BigEndian.PutUint16(ip[10:], checksum(ip[:20]))
+		l4 := ip[20 : 20+8+28-n]
+		binary.BigEndian.PutUint16(l4[2:], 0)
+		binary.BigEndian.PutUint16(l4[2:], checksum(l4))
+		return f
+	}
+	binary.BigEndian.PutUint16(ip[4:], uint16(8+48-n))
+	return f
 }
 
 // Echo is a flow: an answer passes although it could not have begun.

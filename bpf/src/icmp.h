@@ -57,7 +57,8 @@ __noinline int tmb_parse_inner(struct __sk_buff *skb, struct tmb_packet *p, stru
 			q->proto = x[0];
 		}
 	}
-	if (bpf_skb_load_bytes(skb, off, h, sizeof(h)))
+	/* What is behind the packet's end is not in its checksum either. */
+	if (off + sizeof(h) > p->end || bpf_skb_load_bytes(skb, off, h, sizeof(h)))
 		return TMB_DROP_MALFORMED;
 	q->l4 = off;
 	switch (q->proto) {

@@ -85,7 +85,7 @@ struct tmb_packet {
 	__u8 type; /* ICMP */
 	__be16 to_sport;
 	__be16 to_dport;
-	__u16 pad;
+	__u16 end; /* of the IP packet; what is behind it is no part of it. By tmb_parse_slow alone */
 	struct tmb_addr to_src; /* with TRANSLATED: all four of them */
 	struct tmb_addr to_dst;
 	__u32 out;  /* the device it leaves by, 0 = not known */
@@ -177,6 +177,13 @@ static __always_inline int tmb_fragment(struct __sk_buff *skb, struct tmb_packet
 	return 0;
 }
 
+/* An IP packet of len bytes ends here. */
+static __always_inline void tmb_end(struct tmb_packet *p, __u32 len)
+{
+	len += tmb_l2_len;
+	p->end = len > 65535 ? 65535 : len;
+}
+
 static __always_inline int tmb_parse4(struct __sk_buff *skb, struct tmb_packet *p)
 {
 	struct tmb_ip4 h;
@@ -195,6 +202,7 @@ static __always_inline int tmb_parse4(struct __sk_buff *skb, struct tmb_packet *
 	p->what = TMB_IS_V4;
 	p->proto = h.proto;
 	p->l4 = tmb_l2_len + ihl;
+	tmb_end(p, len);
 	if (h.frag & bpf_htons(0x3fff))
 		return tmb_fragment(skb, p, h.id, (bpf_htons(h.frag) & 0x1fff) * 8);
 	return tmb_parse_l4(skb, p);
@@ -219,6 +227,7 @@ static __always_inline int tmb_parse6(struct __sk_buff *skb, struct tmb_packet *
 		return TMB_DROP_MALFORMED;
 	if (len + sizeof(h) > room)
 		return TMB_DROP_MALFORMED;
+	tmb_end(p, len + sizeof(h));
 	tmb_set6(&p->src, h.src);
 	tmb_set6(&p->dst, h.dst);
 	if (tmb_is4(&p->src) || tmb_is4(&p->dst))
