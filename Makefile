@@ -13,7 +13,7 @@ PROGRAMS = tombolo tombolo-apiserver tombolo-agent tombolo-cni
 KUBERNETES = $(shell awk '$$2 == "k8s.io/kubernetes" {print $$3}' test/bench/kubeproxy/go.mod)
 KUBE_LD    = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitTreeState=clean
 
-.PHONY: build demo test test-race verify bench bench-dataplane generate clean help
+.PHONY: build demo test test-race verify bench bench-dataplane kubernetes-lab generate clean help
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-dataplane: $(if $(QUICK),,$(BIN)/kube-proxy) ## pod to pod beside kube-pro
 
 $(BIN)/kube-proxy: test/bench/kubeproxy/go.mod # some minutes, once
 	cd test/bench/kubeproxy && CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '$(KUBE_LD)' -o $(abspath $@) k8s.io/kubernetes/cmd/kube-proxy
+
+kubernetes-lab: ## build real Kubernetes for test-kubernetes, once, 20 minutes; into .cache/kubernetes, or LAB_BIN=…
+	test/kubernetes/lab/build.sh
 
 verify: ## generated code and objects are up to date; format, vet, staticcheck, imports, tidy, known vulnerabilities
 	./.ci/verify
