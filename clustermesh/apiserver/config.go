@@ -51,6 +51,8 @@ type Config struct {
 
 	Version string
 	Log     *slog.Logger // nil = discard
+	// Parts run beside the rest, some on the leading replica alone.
+	Parts []Part
 	// Ready is called once, when the port and the admin socket answer.
 	Ready func()
 
@@ -76,7 +78,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	if c.Source == nil {
-		return errors.New("no source of Kubernetes objects; give --manifests DIR")
+		return errors.New("no source of Kubernetes objects; give --manifests DIR or --kubernetes")
 	}
 	if c.Open == nil {
 		return errors.New("no store")

@@ -210,10 +210,15 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 	start("leader", func(ctx context.Context) error {
 		s.leader.run(ctx, func(ctx context.Context, f *fence) error {
 			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.bundle, memory: s.memory, copy: s.copy, held: s.gate.holds}
-			return t.run(ctx)
+			return s.beside(ctx, t.run)
 		})
 		return nil
 	})
+	for _, p := range s.cfg.Parts {
+		if !p.Leading {
+			start(p.Name, func(ctx context.Context) error { p.keep(ctx, s.running()); return nil })
+		}
+	}
 	start("copy", func(ctx context.Context) error {
 		select {
 		case <-s.cache.Ready():
