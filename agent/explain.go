@@ -20,6 +20,7 @@ type ServiceSummary struct {
 	Namespace string   `json:"namespace"`
 	Name      string   `json:"name"`
 	Global    bool     `json:"global"`
+	Import    string   `json:"import,omitempty"` // the exported service that it leads to
 	Affinity  string   `json:"affinity,omitempty"`
 	Frontends []string `json:"frontends"`
 	Clusters  []string `json:"clusters"` // that take part, by name
@@ -35,6 +36,7 @@ type ServiceExplanation struct {
 	Name       string             `json:"name"`
 	Found      bool               `json:"found"`
 	Global     bool               `json:"global"`
+	Import     string             `json:"import,omitempty"` // the exported service that it leads to
 	Affinity   string             `json:"affinity,omitempty"`
 	Traffic    TrafficPolicies    `json:"traffic"`
 	Ports      []PortExplanation  `json:"ports"`
@@ -107,7 +109,7 @@ func (a *Agent) serviceList() ServiceList {
 	for _, name := range a.state.allServices() {
 		in := a.state.mergeInput(name)
 		m := clustermesh.Merge(in)
-		s := ServiceSummary{Namespace: name.Namespace, Name: name.Name, Global: m.Global, Affinity: string(m.Affinity), Frontends: []string{}, Clusters: []string{}}
+		s := ServiceSummary{Namespace: name.Namespace, Name: name.Name, Global: m.Global, Import: m.Import, Affinity: string(m.Affinity), Frontends: []string{}, Clusters: []string{}}
 		for _, p := range m.Ports {
 			n := 0
 			s.Frontends = append(s.Frontends, listedFrontends(p)...)
@@ -141,7 +143,7 @@ func (a *Agent) explain(name clustermesh.ServiceName) (ServiceExplanation, error
 	report := a.health.report()
 	out := ServiceExplanation{
 		APIVersion: APIVersion, Kind: "ServiceExplanation", Namespace: name.Namespace, Name: name.Name,
-		Found: m.Found, Global: m.Global, Affinity: string(m.Affinity), Notes: m.Notes,
+		Found: m.Found, Global: m.Global, Import: m.Import, Affinity: string(m.Affinity), Notes: m.Notes,
 		Ports: []PortExplanation{}, Clusters: []ClusterInService{},
 	}
 	if !m.Found && len(m.Clusters) == 0 {

@@ -13,6 +13,9 @@ func (e ServiceExplanation) text() string {
 	if e.Global {
 		kind = "global, affinity " + e.Affinity
 	}
+	if e.Import != "" {
+		kind = fmt.Sprintf("import of %s/%s, affinity %s", e.Namespace, e.Import, e.Affinity)
+	}
 	fmt.Fprintf(&b, "service %s/%s: %s\n", e.Namespace, e.Name, kind)
 	e.Traffic.text(&b)
 	for _, p := range e.Ports {

@@ -34,6 +34,7 @@ type State struct {
 	podAddrs map[netip.Addr]string // UID
 
 	services  map[clustermesh.ServiceName]appliedService
+	imports   imports
 	frontends map[ServiceKey]claimant
 	contested map[ServiceKey][]claimant // of several services; sorted
 	uses      backendUses
@@ -81,7 +82,7 @@ func newState(cfg Config, tables Tables) *State {
 		own: cfg.Cluster, ownID: cfg.ClusterID, node: cfg.Node, onLink: cfg.OnLink, mtu: cfg.UnderlayMTU,
 		clusters: map[string]*clusterState{}, exports: map[string]*clustermesh.View{}, blank: map[clustermesh.ID]bool{}, removed: map[clustermesh.ID]bool{},
 		pods: map[string]LocalPod{}, podAddrs: map[netip.Addr]string{},
-		services: map[clustermesh.ServiceName]appliedService{}, frontends: map[ServiceKey]claimant{},
+		services: map[clustermesh.ServiceName]appliedService{}, imports: newImports(), frontends: map[ServiceKey]claimant{},
 		contested: map[ServiceKey][]claimant{}, uses: backendUses{}, gone: newGoneBackends(),
 		hosting: map[clustermesh.ServiceName]*clustermesh.Workload{}, noTable: map[clustermesh.ServiceName]struct{}{},
 		portRange: cfg.NodePortAddresses, tableRoom: cmp.Or(cfg.MaglevRows, defaultMaglevRows),

@@ -98,7 +98,8 @@ func (s *State) take(c *clusterState, ch clustermesh.Change) {
 		}
 	case clustermesh.KindService, clustermesh.KindEndpointSlice:
 		if name, ok := clustermesh.Affected(ch); ok {
-			s.touchService(name)
+			s.takeImport(c, name)
+			s.touchWithImports(name)
 		}
 	}
 }
@@ -120,7 +121,8 @@ func (s *State) takeView(c *clusterState, v *clustermesh.View) {
 		s.retakeIPs(c, func(clustermesh.AddressName) bool { return false }, s.podPrefixes())
 	}
 	for svc := range v.Services() {
-		s.touchService(svc.Name)
+		s.takeImport(c, svc.Name)
+		s.touchWithImports(svc.Name)
 	}
 	for w := range v.Workloads() {
 		if c.peer == nil && w.Node == s.node {

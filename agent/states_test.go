@@ -98,7 +98,26 @@ func statesUnderTest() []state {
 			says(aws, export, reached(aws.Service("s", 1), false), with(aws.Slice("s", [2]int{1, 10}, [2]int{2, 10}), func(s *clustermesh.EndpointSlice) {
 				s.Endpoints[0].Hints, s.Endpoints[1].Hints = clustermesh.MakeHints([]string{"a"}, nil), clustermesh.MakeHints([]string{"b"}, nil)
 			}))),
+		// Imports: of what both clusters export, of what the other alone does, of what nobody does any more, of another service.
+		said(self, peer, says(aws, export, exported(aws.Service("s", 1)), aws.Slice("s", [2]int{1, 10})), says(aws, local, importing(aws.Service("d", 3), "s")),
+			says(gcp, export, gcp.Node(1), exported(gcp.Service("s", 1)), gcp.Slice("s", [2]int{1, 10}))),
+		said(self, peer, says(aws, local, importing(aws.Service("d", 3), "s")), says(gcp, export, gcp.Node(1), exported(gcp.Service("s", 1)), gcp.Slice("s", [2]int{1, 11}))),
+		said(self, peer, says(aws, local, importing(aws.Service("d", 3), "s")), says(gcp, export, gcp.Node(1))),
+		said(self, peer, says(aws, local, importing(aws.Service("d", 3), "t")),
+			says(gcp, export, gcp.Node(1), exported(gcp.Service("s", 1)), gcp.Slice("s", [2]int{1, 11}), exported(gcp.Service("t", 1)), gcp.Slice("t", [2]int{1, 12}))),
 	}
+}
+
+// exported is a service with a ServiceExport, and not global.
+func exported(s *clustermesh.Service) *clustermesh.Service {
+	s.Global, s.Export = false, &clustermesh.Export{Created: 1, IPv4: true}
+	return s
+}
+
+// importing is the service whose frontends lead to the exporters of another.
+func importing(s *clustermesh.Service, of string) *clustermesh.Service {
+	s.Global, s.Import = false, of
+	return s
 }
 
 // expander is one way through the states 0…n-1 that ends at state last.

@@ -142,6 +142,44 @@ func (c *checker) outside(m *pb.Service) *Outside {
 	return &Outside{Addresses: c.external(m.External), SourceRanges: c.prefixes("source ranges", m.SourceRanges)}
 }
 
+// export copies what it takes: the message aliases a receive buffer.
+func (c *checker) export(m *pb.Service, in *interner) *Export {
+	if m.Export == nil {
+		return nil
+	}
+	e := m.Export
+	c.text("traffic distribution", e.TrafficDistribution, maxText)
+	if len(e.AppProtocols) > len(m.Ports) {
+		c.fail("%d app protocols of %d ports", len(e.AppProtocols), len(m.Ports))
+	}
+	out := &Export{
+		Created: Origin(e.Created), IPv4: e.Ipv4, IPv6: e.Ipv6, TrafficDistribution: in.string(e.TrafficDistribution),
+		Labels: c.labels("exported labels", e.Labels, maxText, in), Annotations: c.labels("exported annotations", e.Annotations, maxAnnotation, in),
+	}
+	for _, p := range e.AppProtocols {
+		c.text("app protocol", p, maxText)
+		out.AppProtocols = append(out.AppProtocols, in.string(p))
+	}
+	return out
+}
+
+// labels reads a list that is sorted by key, each key once.
+func (c *checker) labels(what string, list []*pb.Label, most int, in *interner) []Label {
+	if c.count(what, len(list), maxLabels); len(list) == 0 || c.err != nil {
+		return nil
+	}
+	out := make([]Label, len(list))
+	for i, l := range list {
+		c.text(what, l.Key, maxText)
+		c.text(what, l.Value, most)
+		if l.Key == "" || i > 0 && l.Key <= list[i-1].Key {
+			c.fail("%s are not sorted by key, each once: %s", what, quote(l.Key))
+		}
+		out[i] = Label{Key: in.string(l.Key), Value: in.unique(l.Value)}
+	}
+	return out
+}
+
 func (c *checker) distribution(d pb.Distribution) Distribution {
 	if d < 0 || d > 255 {
 		c.fail("distribution %d", d)

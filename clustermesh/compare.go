@@ -63,7 +63,15 @@ func (a *Service) equal(b *Service) bool {
 		a.Affinity == b.Affinity && slices.Equal(a.Failover, b.Failover) && a.MinHealthy == b.MinHealthy &&
 		a.SessionAffinity == b.SessionAffinity && a.Headless == b.Headless && a.PublishNotReady == b.PublishNotReady &&
 		a.Outside.equal(b.Outside) && a.ExternalLocal == b.ExternalLocal && a.InternalLocal == b.InternalLocal &&
-		a.Distribution == b.Distribution && a.HealthCheckPort == b.HealthCheckPort
+		a.Distribution == b.Distribution && a.HealthCheckPort == b.HealthCheckPort && a.Export.equal(b.Export) && a.Import == b.Import
+}
+
+func (a *Export) equal(b *Export) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Created == b.Created && a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6 && slices.Equal(a.AppProtocols, b.AppProtocols) &&
+		a.TrafficDistribution == b.TrafficDistribution && slices.Equal(a.Labels, b.Labels) && slices.Equal(a.Annotations, b.Annotations)
 }
 
 func (a *Outside) equal(b *Outside) bool {

@@ -20,7 +20,9 @@ const (
 	maxNames    = 64  // mesh addresses, capabilities, failover
 	maxText     = 512 // bytes of a short text: names, hosts, versions
 	maxLongText = 4 << 10
-	maxSeconds  = 1 << 31
+	// An annotation may be longer than any other text; its record's limit bounds it.
+	maxAnnotation = 64 << 10
+	maxSeconds    = 1 << 31
 )
 
 // decoder turns values into records. It belongs to one goroutine. The generated
@@ -212,9 +214,10 @@ func (d *decoder) decodeSlice(name string, plain []byte) (Record, error) {
 	}
 	for i, e := range m.Endpoints {
 		c.text("zone", e.Zone, maxText)
+		c.text("hostname", e.Hostname, maxPortName)
 		r.Endpoints[i] = Endpoint{
 			Address: c.addr("endpoint", e.Address), Node: c.port("node number", e.Node, 0), Zone: d.in.string(e.Zone),
-			Ready: e.Ready, Serving: e.Serving, Terminating: e.Terminating, Hints: c.hints(e),
+			Ready: e.Ready, Serving: e.Serving, Terminating: e.Terminating, Hints: c.hints(e), Hostname: MakeHostname(strings.Clone(e.Hostname)),
 		}
 		if i > 0 && c.err == nil && r.Endpoints[i].Address.Is4() != r.Endpoints[0].Address.Is4() {
 			c.fail("endpoints of both address families in one slice")
@@ -239,6 +242,7 @@ func (d *decoder) decodeService(name string, plain []byte) (Record, error) {
 	c.count("ports", len(m.Ports), maxPorts)
 	c.text("affinity", m.Affinity, maxText)
 	c.text("min-healthy", m.MinHealthy, maxText)
+	c.text("import", m.Import, maxName)
 	if m.Weight > 1<<16-1 {
 		c.fail("weight %d is above 65535", m.Weight)
 	}
@@ -250,7 +254,7 @@ func (d *decoder) decodeService(name string, plain []byte) (Record, error) {
 		Affinity: Affinity(d.in.string(m.Affinity)), Failover: c.names("failover", m.Failover, d.in),
 		MinHealthy: d.in.string(m.MinHealthy), SessionAffinity: c.seconds("session affinity", m.SessionAffinitySeconds),
 		Headless: m.Headless, PublishNotReady: m.PublishNotReady,
-		Outside:       c.outside(m),
+		Outside: c.outside(m), Export: c.export(m, d.in), Import: d.in.unique(m.Import),
 		ExternalLocal: m.ExternalLocal, InternalLocal: m.InternalLocal, Distribution: c.distribution(m.Distribution),
 		HealthCheckPort: c.port("health check port", m.HealthCheckPort, 0), Origin: Origin(m.Origin),
 	}

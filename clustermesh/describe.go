@@ -29,7 +29,7 @@ func Describe(r Record) string {
 		l.list("endpoints", texts(r.Endpoints, describeEndpoint))
 	case *IdentityRecord:
 		for _, label := range r.Labels {
-			l.word(escape(label.Key) + "=" + escape(label.Value))
+			l.word(describeLabel(label))
 		}
 	case *Address:
 		l.field("identity", describeIdentity(r.Identity))
@@ -110,7 +110,30 @@ func (l *line) describeService(r *Service) {
 	l.flag("internal-local", r.InternalLocal)
 	l.text("distribution", r.Distribution.String())
 	l.number("health-check-port", uint64(r.HealthCheckPort))
+	l.describeExport(r.Export)
+	l.text("import", r.Import)
 }
+
+func (l *line) describeExport(e *Export) {
+	if e == nil {
+		return
+	}
+	l.field("exported", e.Created.Time().Format(time.RFC3339))
+	families := ""
+	if e.IPv4 {
+		families = "4"
+	}
+	if e.IPv6 {
+		families += "6"
+	}
+	l.text("families", families)
+	l.list("app-protocols", texts(e.AppProtocols, escape))
+	l.text("traffic-distribution", e.TrafficDistribution)
+	l.list("labels", texts(e.Labels, describeLabel))
+	l.list("annotations", texts(e.Annotations, describeLabel))
+}
+
+func describeLabel(l Label) string { return escape(l.Key) + "=" + escape(l.Value) }
 
 func (l *line) describeProbe(p *Probe) {
 	if p == nil {
@@ -198,6 +221,9 @@ func describeEndpoint(e Endpoint) string {
 	}
 	if e.Terminating && e.Ready {
 		s += "(ready)"
+	}
+	if name := e.Hostname.String(); name != "" {
+		s += "(name " + escape(name) + ")"
 	}
 	return s + e.Hints.String()
 }

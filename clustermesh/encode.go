@@ -43,11 +43,7 @@ func toMessage(r Record) (message, error) {
 	case *EndpointSlice:
 		return sliceMessage(r), nil
 	case *IdentityRecord:
-		labels := make([]*pb.Label, len(r.Labels))
-		for i, l := range r.Labels {
-			labels[i] = &pb.Label{Key: l.Key, Value: l.Value}
-		}
-		return &pb.Identity{Labels: labels, Origin: int64(r.Origin)}, nil
+		return &pb.Identity{Labels: toLabels(r.Labels), Origin: int64(r.Origin)}, nil
 	case *Address:
 		return addressMessage(r), nil
 	case *Policy:
@@ -96,7 +92,26 @@ func serviceMessage(r *Service) (*pb.Service, error) {
 		}
 		m.SourceRanges = toPrefixes(r.Outside.SourceRanges)
 	}
+	m.Export, m.Import = exportMessage(r.Export), r.Import
 	return m, nil
+}
+
+func exportMessage(e *Export) *pb.Export {
+	if e == nil {
+		return nil
+	}
+	return &pb.Export{
+		Created: int64(e.Created), Ipv4: e.IPv4, Ipv6: e.IPv6, AppProtocols: e.AppProtocols,
+		TrafficDistribution: e.TrafficDistribution, Labels: toLabels(e.Labels), Annotations: toLabels(e.Annotations),
+	}
+}
+
+func toLabels(labels []Label) []*pb.Label {
+	out := make([]*pb.Label, len(labels))
+	for i, l := range labels {
+		out[i] = &pb.Label{Key: l.Key, Value: l.Value}
+	}
+	return out
 }
 
 func sliceMessage(r *EndpointSlice) *pb.EndpointSlice {
@@ -106,7 +121,7 @@ func sliceMessage(r *EndpointSlice) *pb.EndpointSlice {
 	for i, e := range r.Endpoints {
 		m := &backing[i]
 		m.Address, m.Node, m.Zone = e.Address.AsSlice(), uint32(e.Node), e.Zone
-		m.Ready, m.Serving, m.Terminating = e.Ready, e.Serving, e.Terminating
+		m.Ready, m.Serving, m.Terminating, m.Hostname = e.Ready, e.Serving, e.Terminating, e.Hostname.String()
 		if !e.Hints.IsZero() {
 			m.ForZones = e.Hints.Zones()
 			for _, n := range e.Hints.Nodes() {

@@ -24,7 +24,7 @@ type Why struct {
 func explain(in MergeInput, own *Service, members []member, p tierPlan, ports []MergedPort) []Why {
 	var all []Why
 	for i := range members {
-		all = append(all, explainMember(in, &members[i], p, ports))
+		all = append(all, explainMember(in, own, &members[i], p, ports))
 	}
 	for name, v := range in.Views {
 		if v == nil || slices.ContainsFunc(members, func(m member) bool { return m.cluster == name }) {
@@ -32,6 +32,8 @@ func explain(in MergeInput, own *Service, members []member, p tierPlan, ports []
 		}
 		w := Why{Cluster: name, ID: v.ID(), Tier: -1}
 		switch s := v.services[in.Name]; {
+		case own.Import != "":
+			w.Reason = fmt.Sprintf("it exports no service %s", own.imported())
 		case !own.Global:
 			w.Reason = fmt.Sprintf("the service is not global in %s", in.Local)
 		case s == nil:
@@ -47,10 +49,10 @@ func explain(in MergeInput, own *Service, members []member, p tierPlan, ports []
 	return all
 }
 
-func explainMember(in MergeInput, m *member, p tierPlan, ports []MergedPort) Why {
-	w := Why{Cluster: m.cluster, ID: m.id, Tier: m.rank, Weight: m.weight, Reason: p.reason(in, m)}
+func explainMember(in MergeInput, own *Service, m *member, p tierPlan, ports []MergedPort) Why {
+	w := Why{Cluster: m.cluster, ID: m.id, Tier: m.rank, Weight: m.weight, Reason: p.reason(in, own, m)}
 	if m.cluster == in.Local {
-		w.Reason += m.service.policies()
+		w.Reason += own.policies()
 	}
 	w.Healthy, w.Total = m.health()
 	if !takes(m.cluster, ports) {
@@ -68,9 +70,9 @@ func explainMember(in MergeInput, m *member, p tierPlan, ports []MergedPort) Why
 }
 
 // reason is why the member is in its tier.
-func (p *tierPlan) reason(in MergeInput, m *member) string {
+func (p *tierPlan) reason(in MergeInput, own *Service, m *member) string {
 	switch i := slices.Index(p.named, m.cluster); {
-	case m.cluster == in.Local && !m.service.Global:
+	case m.cluster == in.Local && !own.Global && own.Import == "":
 		return "the local cluster; the service is not global"
 	case m.cluster == in.Local:
 		return fmt.Sprintf("the local cluster, affinity %s", p.affinity)

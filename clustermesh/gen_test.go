@@ -112,10 +112,12 @@ func drawService(t *rapid.T) *Service {
 	if len(outside.Addresses)+len(outside.SourceRanges) == 0 {
 		outside = nil
 	}
+	ports := genPorts.Draw(t, "ports")
 	return &Service{
+		Export: drawExport(t, len(ports)), Import: rapid.SampledFrom([]string{"", "cart"}).Draw(t, "import"),
 		Outside: outside, HealthCheckPort: rapid.Uint16().Draw(t, "health"),
 		ExternalLocal: rapid.Bool().Draw(t, "external local"), InternalLocal: rapid.Bool().Draw(t, "internal local"), Distribution: Distribution(rapid.Uint8Range(0, 3).Draw(t, "distribution")),
-		Name: genName.Draw(t, "name"), Ports: genPorts.Draw(t, "ports"), Frontends: some1(genAddr).Draw(t, "frontends"),
+		Name: genName.Draw(t, "name"), Ports: ports, Frontends: some1(genAddr).Draw(t, "frontends"),
 		Global: rapid.Bool().Draw(t, "global"), Shared: rapid.Bool().Draw(t, "shared"), Weight: rapid.Uint16().Draw(t, "weight"), HasWeight: rapid.Bool().Draw(t, "has weight"),
 		Affinity: Affinity(genText.Draw(t, "affinity")), Failover: some1(genText).Draw(t, "failover"), MinHealthy: genText.Draw(t, "min healthy"),
 		SessionAffinity: genSeconds(t, "session"), Headless: rapid.Bool().Draw(t, "headless"), PublishNotReady: rapid.Bool().Draw(t, "not ready"), Origin: genOrigin.Draw(t, "origin"),
@@ -130,6 +132,7 @@ func drawSlice(t *rapid.T) *EndpointSlice {
 			return Endpoint{
 				Address: family.Draw(t, "address"), Node: rapid.Uint16().Draw(t, "node"), Zone: genText.Draw(t, "zone"),
 				Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving"), Terminating: rapid.Bool().Draw(t, "terminating"), Hints: drawHints(t),
+				Hostname: MakeHostname(rapid.SampledFrom([]string{"", "db-0", "web"}).Draw(t, "hostname")),
 			}
 		})).Draw(t, "endpoints"),
 	}
@@ -138,6 +141,17 @@ func drawSlice(t *rapid.T) *EndpointSlice {
 func drawHints(t *rapid.T) Hints {
 	zone := rapid.StringMatching(`[a-z0-9]([-A-Za-z0-9._]{0,10}[a-z0-9])?`)
 	return MakeHints(rapid.SliceOfN(zone, 0, 2).Draw(t, "zones"), rapid.SliceOfN(genPort, 0, 2).Draw(t, "nodes"))
+}
+
+func drawExport(t *rapid.T, ports int) *Export {
+	if !rapid.Bool().Draw(t, "exported") {
+		return nil
+	}
+	return &Export{
+		Created: genOrigin.Draw(t, "created"), IPv4: rapid.Bool().Draw(t, "IPv4"), IPv6: rapid.Bool().Draw(t, "IPv6"),
+		AppProtocols:        emptyNil(rapid.SliceOfN(genText, 0, ports).Draw(t, "app protocols")),
+		TrafficDistribution: genText.Draw(t, "distribution"), Labels: drawLabels(t), Annotations: drawLabels(t),
+	}
 }
 
 func drawLabels(t *rapid.T) []Label {

@@ -91,6 +91,21 @@ func goldenRecords() []goldenRecord {
 		{"workload-host", &Workload{Namespace: "shop", Name: "edge-1", Node: "node-1", Owner: "uid-2", HostNetwork: true, HostPorts: []HostPort{
 			{TCP, 80, netip.Addr{}, 8080}, {UDP, 53, netip.MustParseAddr("192.0.2.1"), 5353}, {SCTP, 9, netip.MustParseAddr("::"), 9},
 		}, Origin: 16}},
+		{"service-exported", &Service{
+			Name: ServiceName{"shop", "cart"}, Ports: []Port{{"http", TCP, 80, 0}, {"grpc", TCP, 81, 0}}, Frontends: []netip.Addr{netip.MustParseAddr("172.20.0.12")},
+			Shared: true, Export: &Export{
+				Created: 1_700_000_000_000_000_000, IPv4: true, IPv6: true, AppProtocols: []string{"", "kubernetes.io/h2c"}, TrafficDistribution: "PreferSameZone",
+				Labels: []Label{{"tier", "front"}}, Annotations: []Label{{"example.com/owner", "team a"}, {"example.com/page", ""}},
+			}, Origin: 17,
+		}},
+		{"service-import", &Service{
+			Name: ServiceName{"shop", "derived-5f1c"}, Ports: []Port{{"http", TCP, 80, 0}}, Frontends: []netip.Addr{netip.MustParseAddr("172.20.0.13")},
+			Shared: true, Import: "cart", Origin: 18,
+		}},
+		{"endpointslice-hostnames", &EndpointSlice{Name: SliceName{ServiceName{"shop", "db"}, "db-x1"}, Ports: []Port{{"sql", TCP, 5432, 0}}, Endpoints: []Endpoint{
+			{Address: netip.MustParseAddr("10.1.7.5"), Node: 7, Ready: true, Serving: true, Hostname: MakeHostname("db-0")},
+			{Address: netip.MustParseAddr("10.1.7.6"), Node: 7, Ready: true, Serving: true},
+		}, Origin: 19}},
 	}
 }
 

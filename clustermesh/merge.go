@@ -36,6 +36,7 @@ type Merged struct {
 	Name            ServiceName
 	Found           bool // the client's cluster has such a service; false: no frontends, no ports
 	Global          bool
+	Import          string // the exported service that it leads to; "" = itself
 	Headless        bool
 	SessionAffinity time.Duration // 0 = none
 	Affinity        Affinity      // in force: local, remote or none
@@ -124,6 +125,11 @@ type member struct {
 // A cluster of weight 0 moves to the end of the last tier that has another: it
 // takes nothing as long as anybody else can. Endpoints that are ready serve;
 // where none is ready in any cluster, those that still serve while terminating do.
+//
+// A service with Import has no backends of its own: it leads to those of all
+// clusters that export the service of that name, by the same rules. Which of
+// them are near is not asked of an import, unless it has a Distribution: then
+// unset affinity means local.
 func Merge(in MergeInput) Merged {
 	m := Merged{Name: in.Name}
 	own, ownSlices := localService(in)
@@ -131,7 +137,7 @@ func Merge(in MergeInput) Merged {
 		m.Notes = append(m.Notes, fmt.Sprintf("cluster %s has no service %s: create it there to give it an address", in.Local, in.Name))
 		return m
 	}
-	m.Found, m.Global, m.Headless, m.SessionAffinity = true, own.Global, own.Headless, own.SessionAffinity
+	m.Found, m.Global, m.Import, m.Headless, m.SessionAffinity = true, own.Global, own.Import, own.Headless, own.SessionAffinity
 	m.ExternalLocal, m.InternalLocal, m.Distribution, m.HealthCheckPort = own.ExternalLocal, own.InternalLocal, own.Distribution, own.HealthCheckPort
 	if own.Outside != nil {
 		m.SourceRanges = own.Outside.SourceRanges
@@ -214,7 +220,7 @@ func planTiers(in MergeInput, own *Service, m *Merged) tierPlan {
 	p.named = failover(in, own, m)
 	if p.affinity == AffinityUnset {
 		p.affinity = AffinityNone
-		if len(own.Failover) > 0 {
+		if len(own.Failover) > 0 || own.Import != "" && own.Distribution != DistributionUnset {
 			p.affinity = AffinityLocal
 		}
 	}
@@ -258,6 +264,9 @@ func failover(in MergeInput, own *Service, m *Merged) []string {
 
 // collect finds the clusters that take part, sorted by name.
 func collect(in MergeInput, own *Service, ownSlices []*EndpointSlice, p tierPlan) []member {
+	if own.Import != "" {
+		return collectExports(in, own, p)
+	}
 	members := make([]member, 1, 1+len(in.Views))
 	members[0] = member{cluster: in.Local, service: own, slices: ownSlices, weight: own.weight(), rank: p.local}
 	if v := in.Views[in.Local]; v != nil {
@@ -280,6 +289,31 @@ func collect(in MergeInput, own *Service, ownSlices []*EndpointSlice, p tierPlan
 		members = append(members, member{
 			cluster: name, id: v.ID(), service: s, slices: v.slices[in.Name], weight: s.weight(), rank: p.rank(in, name),
 		})
+	}
+	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.cluster, b.cluster) })
+	return members
+}
+
+// imported is the name of the service that an import leads to.
+func (r *Service) imported() ServiceName { return ServiceName{r.Name.Namespace, r.Import} }
+
+// collectExports finds the clusters that export what own imports, sorted by
+// name; the client's own cluster is one like the others, or none.
+func collectExports(in MergeInput, own *Service, p tierPlan) []member {
+	var members []member
+	in.Name = own.imported()
+	for name, v := range in.Views {
+		if v == nil {
+			continue
+		}
+		s, list := v.services[in.Name], v.slices[in.Name]
+		if name == in.Local {
+			s, list = localService(in)
+		}
+		if s == nil || s.Export == nil {
+			continue
+		}
+		members = append(members, member{cluster: name, id: v.ID(), service: s, slices: list, weight: s.weight(), rank: p.rank(in, name)})
 	}
 	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.cluster, b.cluster) })
 	return members
@@ -318,6 +352,9 @@ func ownBackends(local string, own *Service, members []member, p Port, v6 bool) 
 		return nil
 	}
 	i := slices.IndexFunc(members, func(m member) bool { return m.cluster == local })
+	if i < 0 {
+		return nil // an import of what the client's cluster does not export
+	}
 	f := members[i].find(p, v6)
 	list := slices.Concat(f.ready, f.ending)
 	slices.SortFunc(list, func(a, b Backend) int { return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port)) })

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+	"unique"
 )
 
 // ID is a cluster ID: 1–4095, unique in the mesh. 0 holds reserved identities.
@@ -147,7 +148,23 @@ type Service struct {
 	MinHealthy      string   // "", "3" or "30%"
 	SessionAffinity time.Duration
 	Outside         *Outside // nil = no external addresses, which is most services
-	Origin          Origin
+	Export          *Export  // nil = no ServiceExport names it
+	// Import is the name of the exported service, in the same namespace, whose
+	// backends the Frontends lead to; "" = the service's own. It is what the
+	// Multi-Cluster Services API calls a ClusterSetIP, and its own cluster's alone.
+	Import string
+	Origin Origin
+}
+
+// Export is what a ServiceExport of the Multi-Cluster Services API adds to its
+// service, for the clusters that put an import together. It does not make the
+// service global: under its own addresses it stays its cluster's.
+type Export struct {
+	Created             Origin   // of the ServiceExport: where clusters disagree, the oldest decides
+	IPv4, IPv6          bool     // address families of the service
+	AppProtocols        []string // by position of the service's Ports; nil = no port has one
+	TrafficDistribution string   // as the Service spells it
+	Labels, Annotations []Label  // to be shown by imports; sorted by key
 }
 
 // Outside is how clients outside the cluster reach a service, beside its node ports.
@@ -196,12 +213,33 @@ func (d Distribution) String() string {
 // Endpoint is one backend address of a slice.
 type Endpoint struct {
 	Address     netip.Addr
-	Node        uint16 // node number
 	Zone        string
+	Hints       Hints
+	Hostname    Hostname
+	Node        uint16 // node number
 	Ready       bool
 	Serving     bool
 	Terminating bool
-	Hints       Hints
+}
+
+// Hostname is the name of an endpoint in DNS, of exported headless services
+// alone. It is comparable and takes one word: most endpoints have none.
+type Hostname struct{ h unique.Handle[string] }
+
+// MakeHostname is the Hostname of a name; "" is none.
+func MakeHostname(name string) Hostname {
+	if name == "" {
+		return Hostname{}
+	}
+	return Hostname{unique.Make(name)}
+}
+
+// String is the name, "" if there is none.
+func (h Hostname) String() string {
+	if h == (Hostname{}) {
+		return ""
+	}
+	return h.h.Value()
 }
 
 // SliceName names an endpoint slice.

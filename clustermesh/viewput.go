@@ -237,12 +237,13 @@ func footprint(r Record) uint64 {
 	case *Node:
 		n += 256 + 24*(len(r.UnderlayAddresses)+len(r.TunnelAddresses)) + 32*len(r.PodPrefixes) + len(r.Name)
 	case *Service:
-		n += 208 + 24*len(r.Frontends) + 24*len(r.Ports) + textSize(r.Failover) + len(r.Name.Name)
+		n += 232 + 24*len(r.Frontends) + 24*len(r.Ports) + textSize(r.Failover) + len(r.Name.Name)
 		if r.Outside != nil {
 			n += 48 + 32*(len(r.Outside.Addresses)+len(r.Outside.SourceRanges))
 		}
+		n += r.Export.footprint() + len(r.Import)
 	case *EndpointSlice:
-		n += 128 + 56*len(r.Endpoints) + 24*len(r.Ports) + len(r.Name.Slice)
+		n += 128 + 64*len(r.Endpoints) + 24*len(r.Ports) + len(r.Name.Slice)
 	case *Address: // at most: a row packs it
 		return addressFootprint(len(r.Pod)+len(r.Owner), len(r.NamedPorts))
 	case *IdentityRecord: // at most
@@ -261,6 +262,19 @@ func footprint(r Record) uint64 {
 		n += len(r.CABundle) + 32*len(r.PodPrefixes) + textSize(r.MeshAddresses)
 	}
 	return uint64(n)
+}
+
+func (e *Export) footprint() int {
+	if e == nil {
+		return 0
+	}
+	n := 128 + textSize(e.AppProtocols)
+	for _, list := range [][]Label{e.Labels, e.Annotations} {
+		for _, l := range list {
+			n += 32 + len(l.Key) + len(l.Value)
+		}
+	}
+	return n
 }
 
 func textSize(list []string) int {

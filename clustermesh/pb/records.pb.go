@@ -589,6 +589,8 @@ type Service struct {
 	InternalLocal          bool                   `protobuf:"varint,17,opt,name=internal_local,json=internalLocal,proto3" json:"internal_local,omitempty"`         // internalTrafficPolicy: Local
 	Distribution           Distribution           `protobuf:"varint,18,opt,name=distribution,proto3,enum=tombolo.v1.Distribution" json:"distribution,omitempty"`   // which endpoints are preferred
 	HealthCheckPort        uint32                 `protobuf:"varint,19,opt,name=health_check_port,json=healthCheckPort,proto3" json:"health_check_port,omitempty"` // on every node, with external_local; 0 = none
+	Export                 *Export                `protobuf:"bytes,20,opt,name=export,proto3" json:"export,omitempty"`                                             // a ServiceExport names it; only in export
+	Import                 string                 `protobuf:"bytes,21,opt,name=import,proto3" json:"import,omitempty"`                                             // the service of the same namespace whose exporters' endpoints these frontends lead to
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -756,6 +758,114 @@ func (x *Service) GetHealthCheckPort() uint32 {
 	return 0
 }
 
+func (x *Service) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *Service) GetImport() string {
+	if x != nil {
+		return x.Import
+	}
+	return ""
+}
+
+// What a ServiceExport of the Multi-Cluster Services API adds to its service, for
+// the clusters that put an import together.
+type Export struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Created             int64                  `protobuf:"varint,1,opt,name=created,proto3" json:"created,omitempty"` // of the ServiceExport: where clusters disagree, the oldest decides
+	Ipv4                bool                   `protobuf:"varint,2,opt,name=ipv4,proto3" json:"ipv4,omitempty"`       // address families of the service
+	Ipv6                bool                   `protobuf:"varint,3,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	AppProtocols        []string               `protobuf:"bytes,4,rep,name=app_protocols,json=appProtocols,proto3" json:"app_protocols,omitempty"`                      // by position of the service's ports; none = no port has one
+	TrafficDistribution string                 `protobuf:"bytes,5,opt,name=traffic_distribution,json=trafficDistribution,proto3" json:"traffic_distribution,omitempty"` // as the Service spells it
+	Labels              []*Label               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`                                                      // exportedLabels, sorted by key
+	Annotations         []*Label               `protobuf:"bytes,7,rep,name=annotations,proto3" json:"annotations,omitempty"`                                            // exportedAnnotations, sorted by key
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Export) Reset() {
+	*x = Export{}
+	mi := &file_records_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Export) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Export) ProtoMessage() {}
+
+func (x *Export) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Export.ProtoReflect.Descriptor instead.
+func (*Export) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Export) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *Export) GetIpv4() bool {
+	if x != nil {
+		return x.Ipv4
+	}
+	return false
+}
+
+func (x *Export) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *Export) GetAppProtocols() []string {
+	if x != nil {
+		return x.AppProtocols
+	}
+	return nil
+}
+
+func (x *Export) GetTrafficDistribution() string {
+	if x != nil {
+		return x.TrafficDistribution
+	}
+	return ""
+}
+
+func (x *Export) GetLabels() []*Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Export) GetAnnotations() []*Label {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -766,13 +876,14 @@ type Endpoint struct {
 	Terminating   bool                   `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"`
 	ForZones      []string               `protobuf:"bytes,7,rep,name=for_zones,json=forZones,proto3" json:"for_zones,omitempty"`         // hints: whose clients it is meant for; sorted
 	ForNodes      []uint32               `protobuf:"varint,8,rep,packed,name=for_nodes,json=forNodes,proto3" json:"for_nodes,omitempty"` // node numbers; sorted
+	Hostname      string                 `protobuf:"bytes,9,opt,name=hostname,proto3" json:"hostname,omitempty"`                         // of an exported headless service alone: a name in DNS
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_records_proto_msgTypes[6]
+	mi := &file_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +895,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[6]
+	mi := &file_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +908,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{6}
+	return file_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Endpoint) GetAddress() []byte {
@@ -856,6 +967,13 @@ func (x *Endpoint) GetForNodes() []uint32 {
 	return nil
 }
 
+func (x *Endpoint) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
 // export|local/<cluster>/endpointslice/<namespace>/<service>/<slice>
 type EndpointSlice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -868,7 +986,7 @@ type EndpointSlice struct {
 
 func (x *EndpointSlice) Reset() {
 	*x = EndpointSlice{}
-	mi := &file_records_proto_msgTypes[7]
+	mi := &file_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +998,7 @@ func (x *EndpointSlice) String() string {
 func (*EndpointSlice) ProtoMessage() {}
 
 func (x *EndpointSlice) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[7]
+	mi := &file_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1011,7 @@ func (x *EndpointSlice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSlice.ProtoReflect.Descriptor instead.
 func (*EndpointSlice) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{7}
+	return file_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EndpointSlice) GetPorts() []*Port {
@@ -927,7 +1045,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_records_proto_msgTypes[8]
+	mi := &file_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1057,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[8]
+	mi := &file_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1070,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{8}
+	return file_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Label) GetKey() string {
@@ -980,7 +1098,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_records_proto_msgTypes[9]
+	mi := &file_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1110,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[9]
+	mi := &file_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1123,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{9}
+	return file_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Identity) GetLabels() []*Label {
@@ -1033,7 +1151,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_records_proto_msgTypes[10]
+	mi := &file_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1163,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[10]
+	mi := &file_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1176,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{10}
+	return file_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NamedPort) GetName() string {
@@ -1097,7 +1215,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_records_proto_msgTypes[11]
+	mi := &file_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1227,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[11]
+	mi := &file_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1240,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{11}
+	return file_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Address) GetIdentity() uint32 {
@@ -1183,7 +1301,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_records_proto_msgTypes[12]
+	mi := &file_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1313,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[12]
+	mi := &file_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1326,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{12}
+	return file_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Probe) GetKind() string {
@@ -1280,7 +1398,7 @@ type HostPort struct {
 
 func (x *HostPort) Reset() {
 	*x = HostPort{}
-	mi := &file_records_proto_msgTypes[13]
+	mi := &file_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1410,7 @@ func (x *HostPort) String() string {
 func (*HostPort) ProtoMessage() {}
 
 func (x *HostPort) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[13]
+	mi := &file_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1423,7 @@ func (x *HostPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
 func (*HostPort) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{13}
+	return file_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HostPort) GetProtocol() Protocol {
@@ -1351,7 +1469,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_records_proto_msgTypes[14]
+	mi := &file_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1481,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[14]
+	mi := &file_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1494,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{14}
+	return file_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Workload) GetNode() string {
@@ -1432,7 +1550,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_records_proto_msgTypes[15]
+	mi := &file_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1562,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[15]
+	mi := &file_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1575,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{15}
+	return file_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Policy) GetJson() []byte {
@@ -1485,7 +1603,7 @@ type ClusterPolicy struct {
 
 func (x *ClusterPolicy) Reset() {
 	*x = ClusterPolicy{}
-	mi := &file_records_proto_msgTypes[16]
+	mi := &file_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1615,7 @@ func (x *ClusterPolicy) String() string {
 func (*ClusterPolicy) ProtoMessage() {}
 
 func (x *ClusterPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[16]
+	mi := &file_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1628,7 @@ func (x *ClusterPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterPolicy.ProtoReflect.Descriptor instead.
 func (*ClusterPolicy) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{16}
+	return file_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClusterPolicy) GetJson() []byte {
@@ -1545,7 +1663,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_records_proto_msgTypes[17]
+	mi := &file_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1675,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[17]
+	mi := &file_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1688,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{17}
+	return file_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Peer) GetName() string {
@@ -1676,7 +1794,7 @@ const file_records_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x14.tombolo.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
-	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xcc\x05\n" +
+	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\x90\x06\n" +
 	"\aService\x12&\n" +
 	"\x05ports\x18\x01 \x03(\v2\x10.tombolo.v1.PortR\x05ports\x12\x1c\n" +
 	"\tfrontends\x18\x02 \x03(\fR\tfrontends\x12\x16\n" +
@@ -1699,7 +1817,17 @@ const file_records_proto_rawDesc = "" +
 	"\x0eexternal_local\x18\x10 \x01(\bR\rexternalLocal\x12%\n" +
 	"\x0einternal_local\x18\x11 \x01(\bR\rinternalLocal\x12<\n" +
 	"\fdistribution\x18\x12 \x01(\x0e2\x18.tombolo.v1.DistributionR\fdistribution\x12*\n" +
-	"\x11health_check_port\x18\x13 \x01(\rR\x0fhealthCheckPort\"\xd8\x01\n" +
+	"\x11health_check_port\x18\x13 \x01(\rR\x0fhealthCheckPort\x12*\n" +
+	"\x06export\x18\x14 \x01(\v2\x12.tombolo.v1.ExportR\x06export\x12\x16\n" +
+	"\x06import\x18\x15 \x01(\tR\x06import\"\x82\x02\n" +
+	"\x06Export\x12\x18\n" +
+	"\acreated\x18\x01 \x01(\x03R\acreated\x12\x12\n" +
+	"\x04ipv4\x18\x02 \x01(\bR\x04ipv4\x12\x12\n" +
+	"\x04ipv6\x18\x03 \x01(\bR\x04ipv6\x12#\n" +
+	"\rapp_protocols\x18\x04 \x03(\tR\fappProtocols\x121\n" +
+	"\x14traffic_distribution\x18\x05 \x01(\tR\x13trafficDistribution\x12)\n" +
+	"\x06labels\x18\x06 \x03(\v2\x11.tombolo.v1.LabelR\x06labels\x123\n" +
+	"\vannotations\x18\a \x03(\v2\x11.tombolo.v1.LabelR\vannotations\"\xf4\x01\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\rR\x04node\x12\x12\n" +
@@ -1708,7 +1836,8 @@ const file_records_proto_rawDesc = "" +
 	"\aserving\x18\x05 \x01(\bR\aserving\x12 \n" +
 	"\vterminating\x18\x06 \x01(\bR\vterminating\x12\x1b\n" +
 	"\tfor_zones\x18\a \x03(\tR\bforZones\x12\x1b\n" +
-	"\tfor_nodes\x18\b \x03(\rR\bforNodes\"\x83\x01\n" +
+	"\tfor_nodes\x18\b \x03(\rR\bforNodes\x12\x1a\n" +
+	"\bhostname\x18\t \x01(\tR\bhostname\"\x83\x01\n" +
 	"\rEndpointSlice\x12&\n" +
 	"\x05ports\x18\x01 \x03(\v2\x10.tombolo.v1.PortR\x05ports\x122\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x14.tombolo.v1.EndpointR\tendpoints\x12\x16\n" +
@@ -1792,7 +1921,7 @@ func file_records_proto_rawDescGZIP() []byte {
 }
 
 var file_records_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_records_proto_goTypes = []any{
 	(Protocol)(0),         // 0: tombolo.v1.Protocol
 	(Distribution)(0),     // 1: tombolo.v1.Distribution
@@ -1803,18 +1932,19 @@ var file_records_proto_goTypes = []any{
 	(*External)(nil),      // 6: tombolo.v1.External
 	(*Port)(nil),          // 7: tombolo.v1.Port
 	(*Service)(nil),       // 8: tombolo.v1.Service
-	(*Endpoint)(nil),      // 9: tombolo.v1.Endpoint
-	(*EndpointSlice)(nil), // 10: tombolo.v1.EndpointSlice
-	(*Label)(nil),         // 11: tombolo.v1.Label
-	(*Identity)(nil),      // 12: tombolo.v1.Identity
-	(*NamedPort)(nil),     // 13: tombolo.v1.NamedPort
-	(*Address)(nil),       // 14: tombolo.v1.Address
-	(*Probe)(nil),         // 15: tombolo.v1.Probe
-	(*HostPort)(nil),      // 16: tombolo.v1.HostPort
-	(*Workload)(nil),      // 17: tombolo.v1.Workload
-	(*Policy)(nil),        // 18: tombolo.v1.Policy
-	(*ClusterPolicy)(nil), // 19: tombolo.v1.ClusterPolicy
-	(*Peer)(nil),          // 20: tombolo.v1.Peer
+	(*Export)(nil),        // 9: tombolo.v1.Export
+	(*Endpoint)(nil),      // 10: tombolo.v1.Endpoint
+	(*EndpointSlice)(nil), // 11: tombolo.v1.EndpointSlice
+	(*Label)(nil),         // 12: tombolo.v1.Label
+	(*Identity)(nil),      // 13: tombolo.v1.Identity
+	(*NamedPort)(nil),     // 14: tombolo.v1.NamedPort
+	(*Address)(nil),       // 15: tombolo.v1.Address
+	(*Probe)(nil),         // 16: tombolo.v1.Probe
+	(*HostPort)(nil),      // 17: tombolo.v1.HostPort
+	(*Workload)(nil),      // 18: tombolo.v1.Workload
+	(*Policy)(nil),        // 19: tombolo.v1.Policy
+	(*ClusterPolicy)(nil), // 20: tombolo.v1.ClusterPolicy
+	(*Peer)(nil),          // 21: tombolo.v1.Peer
 }
 var file_records_proto_depIdxs = []int32{
 	3,  // 0: tombolo.v1.Cluster.pod_prefixes:type_name -> tombolo.v1.Prefix
@@ -1825,20 +1955,23 @@ var file_records_proto_depIdxs = []int32{
 	6,  // 5: tombolo.v1.Service.external:type_name -> tombolo.v1.External
 	3,  // 6: tombolo.v1.Service.source_ranges:type_name -> tombolo.v1.Prefix
 	1,  // 7: tombolo.v1.Service.distribution:type_name -> tombolo.v1.Distribution
-	7,  // 8: tombolo.v1.EndpointSlice.ports:type_name -> tombolo.v1.Port
-	9,  // 9: tombolo.v1.EndpointSlice.endpoints:type_name -> tombolo.v1.Endpoint
-	11, // 10: tombolo.v1.Identity.labels:type_name -> tombolo.v1.Label
-	0,  // 11: tombolo.v1.NamedPort.protocol:type_name -> tombolo.v1.Protocol
-	13, // 12: tombolo.v1.Address.named_ports:type_name -> tombolo.v1.NamedPort
-	0,  // 13: tombolo.v1.HostPort.protocol:type_name -> tombolo.v1.Protocol
-	15, // 14: tombolo.v1.Workload.readiness:type_name -> tombolo.v1.Probe
-	16, // 15: tombolo.v1.Workload.host_ports:type_name -> tombolo.v1.HostPort
-	3,  // 16: tombolo.v1.Peer.pod_prefixes:type_name -> tombolo.v1.Prefix
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	9,  // 8: tombolo.v1.Service.export:type_name -> tombolo.v1.Export
+	12, // 9: tombolo.v1.Export.labels:type_name -> tombolo.v1.Label
+	12, // 10: tombolo.v1.Export.annotations:type_name -> tombolo.v1.Label
+	7,  // 11: tombolo.v1.EndpointSlice.ports:type_name -> tombolo.v1.Port
+	10, // 12: tombolo.v1.EndpointSlice.endpoints:type_name -> tombolo.v1.Endpoint
+	12, // 13: tombolo.v1.Identity.labels:type_name -> tombolo.v1.Label
+	0,  // 14: tombolo.v1.NamedPort.protocol:type_name -> tombolo.v1.Protocol
+	14, // 15: tombolo.v1.Address.named_ports:type_name -> tombolo.v1.NamedPort
+	0,  // 16: tombolo.v1.HostPort.protocol:type_name -> tombolo.v1.Protocol
+	16, // 17: tombolo.v1.Workload.readiness:type_name -> tombolo.v1.Probe
+	17, // 18: tombolo.v1.Workload.host_ports:type_name -> tombolo.v1.HostPort
+	3,  // 19: tombolo.v1.Peer.pod_prefixes:type_name -> tombolo.v1.Prefix
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_records_proto_init() }
@@ -1852,7 +1985,7 @@ func file_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_records_proto_rawDesc), len(file_records_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -51,6 +51,9 @@ have together. FRONTENDS at 0.0.0.0 or [::] are node ports.`,
 				if s.Global {
 					global = "yes"
 				}
+				if s.Import != "" {
+					global = "imports " + s.Import
+				}
 				rows = append(rows, []string{s.Namespace, s.Name, global, s.Affinity, strings.Join(s.Clusters, ","), fmt.Sprint(s.Backends), strings.Join(s.Frontends, ",")})
 			}
 			return table(c.env.Stdout, "NAMESPACE NAME GLOBAL AFFINITY CLUSTERS BACKENDS FRONTENDS", rows)
