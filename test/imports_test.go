@@ -51,9 +51,9 @@ var law = map[string]struct {
 	"agent/tunnel":               {may: []string{"wireguard-go", "netlink"}, never: []string{"agent", "clustermesh", "kvstore"}},
 	"bpf":                        {may: []string{"ebpf", "netlink"}, never: []string{"agent", "clustermesh", "kvstore", "certs"}},
 	"certs":                      {never: []string{"agent", "clustermesh", "kvstore", "bpf", "grpc"}},
-	"cmd/tombolo":                {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "grpc"}, never: []string{"etcd server", "client-go"}},
-	"cmd/tombolo-apiserver":      {may: []string{"clustermesh/apiserver", "clustermesh/apiserver/kube", "clustermesh", "kvstore", "kvstore/etcd", "kvstore/etcd/embed", "certs"}, never: []string{"agent", "bpf", "netlink"}},
-	"cmd/tombolo-agent":          {may: []string{"agent", "agent/register", "agent/linux", "agent/tunnel", "bpf", "certs", "clustermesh", "kvstore", "kvstore/etcd"}, never: []string{"client-go", "etcd server"}},
+	"cmd/tombolo":                {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "relay/pod", "grpc"}, never: []string{"etcd server", "k8s.io/client-go/kubernetes"}},
+	"cmd/tombolo-apiserver":      {may: []string{"relay", "clustermesh/apiserver", "clustermesh/apiserver/kube", "clustermesh", "kvstore", "kvstore/etcd", "kvstore/etcd/embed", "certs"}, never: []string{"agent", "bpf", "netlink"}},
+	"cmd/tombolo-agent":          {may: []string{"relay", "agent", "agent/register", "agent/linux", "agent/tunnel", "bpf", "certs", "clustermesh", "kvstore", "kvstore/etcd"}, never: []string{"client-go", "etcd server"}},
 	"cmd/tombolo-cni":            {may: []string{"agent"}, never: []string{"etcd", "client-go", "ebpf"}},
 	"test":                       {},
 	"test/runtests":              {},
@@ -66,6 +66,10 @@ var law = map[string]struct {
 	"test/bench":                 {may: []string{"*"}},
 	"test/bench/dataplane":       {may: []string{"agent", "agent/linux", "bpf", "clustermesh", "kvstore", "test/bench/stats", "ebpf", "netlink", "client-go"}, never: []string{"etcd server", "clustermesh/apiserver"}},
 	"test/bench/stats":           {never: []string{"agent", "bpf", "clustermesh", "kvstore"}},
+
+	"relay":             {never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "client-go", "etcd", "grpc"}},
+	"relay/pod":         {may: []string{"relay", "client-go"}, never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "etcd", "grpc"}},
+	"relay/pod/podtest": {may: []string{"client-go"}, never: []string{"agent", "clustermesh", "kvstore", "etcd", "grpc"}},
 }
 
 // only names packages that nobody but the listed may import.

@@ -108,7 +108,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringSliceVar(&o.xdp, "xdp", nil, "uplink `DEVICE`[,…] whose driver sends node ports' packets for other nodes on by XDP (DEVICE:generic: the kernel, if the driver cannot; slower); not for devices that carry VLANs (default: none)")
 	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
 	shared(root, &o)
-	root.AddCommand(newTunnel(), newCleanup())
+	root.AddCommand(newTunnel(), newCleanup(), newRelay())
 	return root
 }
 

@@ -137,7 +137,7 @@ func TestFlags(t *testing.T) {
 	if _, err := parseAddrs([]string{"192.0.2.1", "nonsense"}); err == nil || !strings.Contains(err.Error(), `--underlay "nonsense"`) {
 		t.Error(err)
 	}
-	for _, sub := range []string{"--help", "tunnel --help", "cleanup --help"} {
+	for _, sub := range []string{"--help", "tunnel --help", "cleanup --help", "relay --help"} {
 		var out bytes.Buffer
 		cmd := newCommand()
 		cmd.SetArgs(strings.Fields(sub))

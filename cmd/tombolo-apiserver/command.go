@@ -99,6 +99,8 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.caRoots, "ca-roots", "", "file with further roots to announce to nodes and peers, PEM: those to come and those to go when a CA is rolled over (the CA files are read again when they change, and on SIGHUP)")
 	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics (default: none)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.AddCommand(relayCommand(stdout))
 	return cmd
 }
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"syscall"
 	"time"
@@ -31,39 +32,62 @@ func (c *cli) getAgent(ctx context.Context, path string) ([]byte, error) {
 func (c *cli) callAgent(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	client, done := c.agentClient()
-	defer done()
-	return c.ask(ctx, client, method, path, body)
+	return c.ask(ctx, method, path, body)
 }
 
-// agentClient speaks to the agent's socket until done.
-func (c *cli) agentClient() (client *http.Client, done func()) {
-	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", c.agent)
-	}}
-	return &http.Client{Transport: tr}, tr.CloseIdleConnections
-}
-
-func (c *cli) ask(ctx context.Context, client *http.Client, method, path string, body []byte) ([]byte, error) {
-	res, err := c.open(ctx, client, method, path, body)
+func (c *cli) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	res, err := c.open(ctx, method, path, body)
 	if err != nil {
 		return nil, err
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(res.Body)
 	if err != nil {
-		return nil, fmt.Errorf("answer of the agent at %s broke off: %w", c.agent, err)
+		return nil, fmt.Errorf("answer of the agent at %s broke off: %w", c.agentPlace(), err)
 	}
 	return answer, nil
 }
 
+// agentClient speaks to the agent's socket; its connection serves all calls of a
+// command, as one through a pod takes a while to come about.
+func (c *cli) agentClient() *http.Client {
+	if c.toAgent == nil {
+		c.toAgent = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if c.viaPods() {
+				return c.dialAgentPod(ctx)
+			}
+			return new(net.Dialer).DialContext(ctx, "unix", c.agent)
+		}}
+	}
+	return &http.Client{Transport: c.toAgent}
+}
+
+// close ends what a command has left open.
+func (c *cli) close() {
+	if c.toAgent != nil {
+		c.toAgent.CloseIdleConnections()
+	}
+}
+
+// agentPlace is where the agent that is asked was looked for.
+func (c *cli) agentPlace() string {
+	if !c.viaPods() {
+		return c.agent
+	}
+	return strings.TrimSpace("node " + orDefault(c.kube.node, "of the cluster"))
+}
+
 // open asks, and leaves the answer to be read. A refusal is an error.
-func (c *cli) open(ctx context.Context, client *http.Client, method, path string, body []byte) (*http.Response, error) {
+func (c *cli) open(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	res, err := client.Do(req)
+	res, err := c.agentClient().Do(req)
+	var wrapped *url.Error
+	if c.viaPods() && errors.As(err, &wrapped) {
+		return nil, wrapped.Err // has said all
+	}
 	if err != nil {
 		return nil, socketError("agent", c.agent, "--agent-socket", err)
 	}
@@ -73,7 +97,7 @@ func (c *cli) open(ctx context.Context, client *http.Client, method, path string
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	if err != nil {
-		return nil, fmt.Errorf("answer of the agent at %s broke off: %w", c.agent, err)
+		return nil, fmt.Errorf("answer of the agent at %s broke off: %w", c.agentPlace(), err)
 	}
 	return nil, errors.New(agentError(text, res.Status))
 }
@@ -90,7 +114,10 @@ func agentError(body []byte, status string) string {
 }
 
 // admin connects to the mesh API server's admin socket.
-func (c *cli) admin() (pb.AdminClient, func(), error) {
+func (c *cli) admin(ctx context.Context) (pb.AdminClient, func(), error) {
+	if c.viaPods() {
+		return c.adminPod(ctx)
+	}
 	// A missing socket is found out here, not after gRPC has retried.
 	probe, err := net.DialTimeout("unix", c.apiserver, 2*time.Second)
 	if err != nil {

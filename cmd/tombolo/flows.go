@@ -79,9 +79,7 @@ var flowVerdicts = []string{string(agent.FlowForwarded), string(agent.FlowDroppe
 
 // flows prints lines as they come. Who ends a --follow ends well.
 func (c *cli) flows(ctx context.Context, path string, follow bool) error {
-	client, done := c.agentClient()
-	defer done()
-	res, err := c.open(ctx, client, http.MethodGet, path, nil)
+	res, err := c.open(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
@@ -98,7 +96,7 @@ func (c *cli) flows(ctx context.Context, path string, follow bool) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("answer of the agent at %s broke off: %w", c.agent, err)
+			return fmt.Errorf("answer of the agent at %s broke off: %w", c.agentPlace(), err)
 		}
 		n++
 		if err := c.flowLine(out, line); err != nil {

@@ -44,7 +44,9 @@ type usageError struct{ error }
 var errAnswered = errors.New("")
 
 func run(ctx context.Context, env environment) int {
-	root := newRoot(env)
+	c := &cli{env: env}
+	defer c.close()
+	root := c.root()
 	root.SetArgs(env.Args)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)

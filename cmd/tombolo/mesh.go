@@ -13,9 +13,9 @@ import (
 
 func (c *cli) meshCommand() *cobra.Command {
 	return group("mesh", "Invite, join, leave, remove and list clusters",
-		"A mesh is all clusters that follow one another. These commands talk to the\nmesh API server of one cluster, on its Unix socket; neither operator needs\ncredentials in the other cluster.",
-		"  tombolo mesh invite          # on one cluster: prints a one-time token\n  tombolo mesh join TOKEN      # on the other\n  tombolo mesh list",
-		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.removeCommand(), c.listCommand(),
+		"A mesh is all clusters that follow one another. These commands talk to the\nmesh API server of one cluster, on its Unix socket or, with --context, in its pod;\nneither operator needs credentials in the other cluster.",
+		"  tombolo mesh invite          # on one cluster: prints a one-time token\n  tombolo mesh join TOKEN      # on the other\n  tombolo mesh join --context gcp $(tombolo mesh invite --context aws)\n  tombolo mesh list",
+		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.removeCommand(), c.listCommand(), c.meshStatusCommand(),
 		c.recordsCommand(), c.confirmCommand())
 }
 
@@ -30,7 +30,7 @@ func (c *cli) inviteCommand() *cobra.Command {
   TOKEN=$(tombolo mesh invite -o json | jq -r .token)`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -67,7 +67,7 @@ undone. In a mesh of more than two clusters, join each of the others.`,
 		Args:              oneArg("TOKEN, as 'tombolo mesh invite' printed it on the other cluster"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -108,7 +108,7 @@ func (c *cli) leaveCommand() *cobra.Command {
   tombolo mesh leave --force`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -166,7 +166,7 @@ func (c *cli) removeCommand() *cobra.Command {
 		Args:              oneArg("CLUSTER, a name of 'tombolo mesh list'"),
 		ValidArgsFunction: c.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -198,7 +198,7 @@ func (c *cli) listCommand() *cobra.Command {
 		Example: "  tombolo mesh list\n  tombolo mesh list -o json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -262,7 +262,7 @@ func peerJSON(p *pb.PeerStatus) map[string]any {
 
 // completeClusters offers the names of peers.
 func (c *cli) completeClusters(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	admin, done, err := c.admin()
+	admin, done, err := c.admin(cmd.Context())
 	if err != nil || len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

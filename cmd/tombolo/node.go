@@ -19,7 +19,7 @@ func (c *cli) nodeCommand() *cobra.Command {
   tombolo-agent --node n1 --token-file token    # on node n1`,
 		Args: oneArg("NODE, its name as the cluster has it"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -98,6 +98,7 @@ var answering = []struct{ line, kind string }{
 	{"maps", "Tables"},
 	{"maps services", "Tables"},
 	{"mesh list", "PeerList"},
+	{"mesh status", "MeshStatus"},
 	{"mesh records", "Records"},
 	{"mesh invite --ttl 1h", "Invitation"},
 	{"mesh join token", "Join"},

@@ -169,8 +169,7 @@ func newChunk() *chunk { return &chunk{done: make(chan struct{})} }
 // answerers are as many as there are processors; one alone for an agent.
 func (c *cli) answerers(from folders) ([]answerer, func(), error) {
 	if !from.given() {
-		client, done := c.agentClient()
-		return []answerer{c.askAgent(client)}, done, nil
+		return []answerer{c.askAgent}, func() {}, nil
 	}
 	again, err := from.read()
 	if err != nil {
@@ -203,33 +202,31 @@ func (ch *chunk) answer(b trace.Brief) {
 }
 
 // askAgent has the agent answer. What it refuses ends the batch.
-func (c *cli) askAgent(client *http.Client) answerer {
-	return func(ctx context.Context, ch *chunk) {
-		var body []byte
-		for _, line := range ch.lines {
-			if line == nil {
-				line = []byte(`{"from":"","to":""}`) // answered here, below
-			}
-			body = append(append(body, line...), '\n')
+func (c *cli) askAgent(ctx context.Context, ch *chunk) {
+	var body []byte
+	for _, line := range ch.lines {
+		if line == nil {
+			line = []byte(`{"from":"","to":""}`) // answered here, below
 		}
-		text, err := c.ask(ctx, client, http.MethodPost, "/v1/policy/trace?batch=1", body)
-		if err != nil {
-			ch.err = err
+		body = append(append(body, line...), '\n')
+	}
+	text, err := c.ask(ctx, http.MethodPost, "/v1/policy/trace?batch=1", body)
+	if err != nil {
+		ch.err = err
+		return
+	}
+	for line := range bytes.Lines(text) {
+		var b trace.Brief
+		if err := json.Unmarshal(line, &b); err != nil {
+			ch.err = fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
 			return
 		}
-		for line := range bytes.Lines(text) {
-			var b trace.Brief
-			if err := json.Unmarshal(line, &b); err != nil {
-				ch.err = fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
-				return
-			}
-			if n := ch.sum.answered; n < len(ch.lines) && ch.lines[n] == nil {
-				b = trace.Line(nil, nil)
-			}
-			ch.answer(b)
+		if n := ch.sum.answered; n < len(ch.lines) && ch.lines[n] == nil {
+			b = trace.Line(nil, nil)
 		}
-		if ch.sum.answered != len(ch.lines) {
-			ch.err = fmt.Errorf("the agent gave %d answers to %d questions", ch.sum.answered, len(ch.lines))
-		}
+		ch.answer(b)
+	}
+	if ch.sum.answered != len(ch.lines) {
+		ch.err = fmt.Errorf("the agent gave %d answers to %d questions", ch.sum.answered, len(ch.lines))
 	}
 }

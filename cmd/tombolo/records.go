@@ -22,7 +22,7 @@ shown.`,
 		Args:              upToOneArg("PREFIX"),
 		ValidArgsFunction: cobra.FixedCompletions([]string{"export/", "local/", "private/"}, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -69,7 +69,7 @@ than a wish. This says that it is meant, for one kind or for all.`,
 		Args:              upToOneArg("KIND"),
 		ValidArgsFunction: cobra.FixedCompletions(confirmKinds, cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admin, done, err := c.admin()
+			admin, done, err := c.admin(cmd.Context())
 			if err != nil {
 				return err
 			}

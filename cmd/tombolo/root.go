@@ -1,6 +1,12 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-mesh/tombolo/relay/pod"
+)
 
 // Where agent and mesh API server listen unless told otherwise.
 const (
@@ -13,11 +19,17 @@ type cli struct {
 	env       environment
 	agent     string // socket
 	apiserver string // socket
+	kube      kubeFlags
 	output    string // "", json
+
+	pods    *pod.Cluster    // once it is opened
+	toAgent *http.Transport // once it is used
 }
 
-func newRoot(env environment) *cobra.Command {
-	c := &cli{env: env}
+func newRoot(env environment) *cobra.Command { return (&cli{env: env}).root() }
+
+func (c *cli) root() *cobra.Command {
+	env := c.env
 	root := &cobra.Command{
 		Use:   "tombolo",
 		Short: "Join Kubernetes clusters into one mesh, and see what it does",
@@ -25,12 +37,14 @@ func newRoot(env environment) *cobra.Command {
 them, and moves traffic when a cloud goes dark.
 
 Nouns read (status, service, maps, mesh list), verbs change (mesh invite, join,
-leave, remove). Every command that answers takes -o json. Data goes to standard
-output, everything else to standard error. Exit status: 0 done, 1 failed, 2 wrong
-usage.`,
+leave, remove). They ask this machine's agent and mesh API server, or with
+--context those in the pods of a Kubernetes cluster. Every command that answers
+takes -o json. Data goes to standard output, everything else to standard error.
+Exit status: 0 done, 1 failed, 2 wrong usage.`,
 		Example: `  sudo tombolo demo                    # two clouds and a failover, on this machine
   tombolo mesh invite                  # on cluster A: prints a one-time token
   tombolo mesh join TOKEN              # on cluster B
+  tombolo mesh invite --context aws    # on a cluster of the kubeconfig
   tombolo status                       # what this node and its cluster know
   tombolo service explain shop/cart    # why traffic goes where it goes`,
 		SilenceUsage:  true,
@@ -45,6 +59,7 @@ usage.`,
 	flags.StringVar(&c.apiserver, "apiserver-socket", orDefault(env.Getenv("TOMBOLO_APISERVER_SOCKET"), defaultAPIServerSocket), "Unix socket of the cluster's mesh API server (TOMBOLO_APISERVER_SOCKET)")
 	root.MarkPersistentFlagFilename("agent-socket")
 	root.MarkPersistentFlagFilename("apiserver-socket")
+	c.kubeFlags(root)
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(c.demoCommand(), c.meshCommand(), c.statusCommand(), c.serviceCommand(), c.policyCommand(), c.flowsCommand(), c.mapsCommand(), c.nodeCommand(), c.versionCommand(), completionCommand(env.Stdout))
 	usageArgs(root)

@@ -19,7 +19,8 @@ func (c *cli) statusCommand() *cobra.Command {
 	return c.answers(&cobra.Command{
 		Use:   "status",
 		Short: "What this machine's agent and mesh API server know, and what is wrong",
-		Long: `Asks whichever of the two answers on its Unix socket: one is enough.
+		Long: `Asks whichever of the two answers on its Unix socket: one is enough. With --context
+the cluster's mesh API server is asked, and with --node that node's agent.
 
 CONTROL says how far what is known of a cluster can be relied on: synced; stale,
 with since when it is not in reach (what is known stays in force); from snapshot
@@ -28,7 +29,8 @@ probes through the tunnel say. REFUSED are records that were not believed. Rows
 PENDING differ in the kernel, rows HELD are kept until their cluster is synced.`,
 		Example: `  tombolo status
   tombolo status -o json
-  tombolo status --agent-socket /run/tombolo/agent.sock`,
+  tombolo status --agent-socket /run/tombolo/agent.sock
+  tombolo status --context aws --node worker-1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			node, nodeErr := c.agentStatus(cmd.Context())
@@ -63,7 +65,32 @@ PENDING differ in the kernel, rows HELD are kept until their cluster is synced.`
 	})
 }
 
+// meshStatusCommand is the half of status that concerns the cluster.
+func (c *cli) meshStatusCommand() *cobra.Command {
+	return c.answers(&cobra.Command{
+		Use:   "status",
+		Short: "What this cluster's mesh API server knows, and what is wrong",
+		Long:  "The mesh API server's part of 'tombolo status': its store, CA, nodes and peers. Of\nseveral replicas reached with --context, the one that leads is asked.",
+		Example: `  tombolo mesh status
+  tombolo mesh status --context gcp`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			server, err := c.serverStatus(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if c.output == "json" {
+				return c.printJSON("MeshStatus", serverJSON(server))
+			}
+			return c.printServer(server)
+		},
+	})
+}
+
 func (c *cli) agentStatus(ctx context.Context) (*agent.Status, error) {
+	if c.viaPods() && c.kube.node == "" {
+		return nil, errors.New("give --node NAME to ask the agent of a node")
+	}
 	body, err := c.getAgent(ctx, "/v1/status")
 	if err != nil {
 		return nil, err
@@ -76,7 +103,7 @@ func (c *cli) agentStatus(ctx context.Context) (*agent.Status, error) {
 }
 
 func (c *cli) serverStatus(ctx context.Context) (*pb.StatusResponse, error) {
-	admin, done, err := c.admin()
+	admin, done, err := c.admin(ctx)
 	if err != nil {
 		return nil, err
 	}
