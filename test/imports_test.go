@@ -63,6 +63,7 @@ var law = map[string]struct {
 	"test/sim":                   {may: []string{"*"}},
 	"test/script":                {may: []string{"*"}},
 	"test/judge":                 {},
+	"test/kubernetes":            {may: []string{"client-go"}, never: []string{"agent", "bpf", "clustermesh", "kvstore", "etcd server"}},
 	"test/bench":                 {may: []string{"*"}},
 	"test/bench/dataplane":       {may: []string{"agent", "agent/linux", "bpf", "clustermesh", "kvstore", "test/bench/stats", "ebpf", "netlink", "client-go"}, never: []string{"etcd server", "clustermesh/apiserver"}},
 	"test/bench/stats":           {never: []string{"agent", "bpf", "clustermesh", "kvstore"}},

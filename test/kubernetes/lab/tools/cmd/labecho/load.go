@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -96,8 +97,22 @@ func load(target string, open int, every, limit time.Duration) {
 
 // watch prints when the target begins to answer, and when it stops: the time in
 // milliseconds and "yes", "refused" or "silent". Attempts do not wait for one another.
+// Target "-": a line of stdin names it, and the end of stdin ends the program.
 func watch(target string, every, limit time.Duration) {
 	go pauseThenExit()
+	if target == "-" {
+		fmt.Printf("%d waiting\n", time.Now().UnixMilli())
+		in := bufio.NewReader(os.Stdin)
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		target = strings.TrimSpace(line)
+		go func() {
+			in.ReadString('\n')
+			os.Exit(0)
+		}()
+	}
 	type outcome struct {
 		at   time.Time
 		what string

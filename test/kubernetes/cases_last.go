@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+)
+
+var lastCases = []Case{
+	{Name: "go-tests", Claim: "the Go tests that want a real kube-apiserver pass on this one", Run: goTests},
+	{Name: "idle-cost", Claim: "what Tombolo costs when nothing happens: memory, CPU and watches, per node and per control plane", Needs: []Need{NeedsLab}, Run: idleCost},
+	{Name: "uninstall", Claim: "uninstalled, a node is as it was: no programs, maps, devices, routes, rules, files", Needs: []Need{NeedsLab}, Run: uninstall},
+}
+
+// goTests runs what is skipped elsewhere.
+func goTests(t *T) {
+	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "./clustermesh/apiserver/kube/...")
+	path, err := t.Clusters[0].minimalKubeconfig()
+	t.OK(err, "kubeconfig")
+	t.Cleanup(func() { os.Remove(path) })
+	cmd.Env = append(os.Environ(), "TOMBOLO_TEST_KUBECONFIG="+path)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Note("%s", strings.TrimSpace(string(out)))
+}
+
+func uninstall(t *T) {
+	for _, c := range t.Clusters {
+		_, err := c.Tombolo(t.ctx, "uninstall")
+		t.OK(err, "uninstall")
+	}
+	for _, c := range t.Clusters {
+		for _, n := range c.Nodes {
+			t.Within(time.Minute, n.Name+" is as it was", func() error {
+				left := t.Lab.leftOn(t, n.Name)
+				if len(left) > 0 {
+					return errors.New(strings.Join(left, "; "))
+				}
+				return nil
+			})
+		}
+	}
+}
+
+// leftOn names what is Tombolo's on a machine.
+func (l *Lab) leftOn(t *T, machine string) []string {
+	var left []string
+	for what, script := range map[string]string{
+		"device":     `ip -o link | awk -F': ' '{print $2}' | grep -v -e '^lo$' -e '^eth0' || true`,
+		"route":      `for f in -4 -6; do ip $f route show table all | grep -v -e 'table local' -e 'dev eth0' -e 'dev lo' -e unreachable.default || true; done`,
+		"rule":       `for f in -4 -6; do ip $f rule | grep -v -e 'lookup local' -e 'lookup main' -e 'lookup default' || true; done`,
+		"pin":        `find /sys/fs/bpf -mindepth 1`,
+		"file":       `find /etc/cni/net.d /opt/cni/bin /run/tombolo /var/lib/tombolo -iname '*tombolo*' 2>/dev/null || true`,
+		"nft table":  `nft list tables 2>/dev/null | grep -i tombolo || true`,
+		"tc program": `tc filter show dev eth0 ingress; tc filter show dev eth0 egress; tc qdisc show dev eth0 | grep clsact || true`,
+		"namespace":  `ls /run/netns 2>/dev/null | grep -i tombolo || true`,
+		"wg socket":  `ls /var/run/wireguard 2>/dev/null || true`,
+		"process":    `for p in /proc/[0-9]*; do tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -o '^[^ ]*tombolo-[a-z]*' || true; done`,
+	} {
+		out, err := l.Run(t.ctx, machine, "sh", "-c", script)
+		t.OK(err, "look at %s of %s: %s", what, machine, out)
+		for line := range strings.Lines(out) {
+			if line = strings.TrimSpace(line); line != "" {
+				left = append(left, what+" "+line)
+			}
+		}
+	}
+	slices.Sort(left)
+	return left
+}
+
+func idleCost(t *T) {
+	t.pause(5 * time.Second)
+	usage, err := t.Lab.usage(t.ctx, 10*time.Second)
+	t.OK(err, "usage")
+	for _, u := range usage {
+		if strings.HasPrefix(u.program, "tombolo") || u.program == "wireguard-go" {
+			t.Note("%-6s %-18s %5.1f MiB (PSS), %4.1f %% of a core", u.machine, u.program, float64(u.pss)/(1<<20), u.cpu)
+		}
+	}
+	for _, c := range t.Clusters {
+		n, err := c.watches(t.ctx)
+		t.OK(err, "watches")
+		t.Note("%s: %d watches on kube-apiserver, of all programs", c.Name, n)
+	}
+}
