@@ -51,6 +51,7 @@ type Agent struct {
 	health *healthLoop
 	flows  flowHub
 	resets *resetLoop
+	gate   podGate
 	judged atomic.Pointer[map[NodeKey]HealthRow] // down, newer than downs; nil = none
 
 	// Everything below belongs to the owner goroutine.
@@ -102,6 +103,7 @@ func New(cfg Config, tables Tables) (*Agent, error) {
 	}
 	a.health = newHealthLoop(cfg.Health, cfg.Prober, tables, a.quiet)
 	a.resets = newResetLoop(cfg.Resets, a.quiet)
+	a.gate.agent = a
 	if cfg.Resets != nil {
 		a.health.judged = func(down map[NodeKey]HealthRow) { a.judged.Store(&down); a.wakeUp() }
 	}

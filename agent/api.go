@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,9 +13,6 @@ import (
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
-
-// maxPodRequest bounds the body of a CNI call, in bytes.
-const maxPodRequest = 64 << 10
 
 // APIError is JSON of every answer that is not a success.
 type APIError struct {
@@ -39,7 +35,9 @@ type APIError struct {
 //	POST /v1/policy/trace[?batch=1]           Question → PolicyTrace; batch: lines of JSON, answered in a line each
 //	GET  /v1/flows[?last=&follow=1&verdict=&pod=&policy=]  Flow, as JSON lines
 //	GET  /v1/pods                             pods on this node
+//	GET  /v1/pods/ready                       200 if a pod could be added now, 503 with the reason if not
 //	POST /v1/pods/add, /del, /check           PodRequest → PodResult
+//	POST /v1/pods/gc                          CollectRequest
 //	POST /v1/resync                           read the kernel again now
 func newAPI(a *Agent) http.Handler {
 	mux := http.NewServeMux()
@@ -156,61 +154,5 @@ func (a *Agent) serveExplain(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, e.Text)
 	default:
 		answer(w, http.StatusOK, e)
-	}
-}
-
-// podRoutes serve the CNI plugin.
-func (a *Agent) podRoutes(mux *http.ServeMux) {
-	pods := a.cfg.Pods
-	if pods == nil {
-		none := func(w http.ResponseWriter, _ *http.Request) {
-			refuse(w, http.StatusNotImplemented, errors.New("this agent connects no pods"))
-		}
-		mux.HandleFunc("/v1/pods", none)
-		mux.HandleFunc("/v1/pods/", none)
-		return
-	}
-	mux.HandleFunc("GET /v1/pods", func(w http.ResponseWriter, r *http.Request) {
-		list, err := pods.List(r.Context())
-		if err != nil {
-			refuse(w, http.StatusInternalServerError, err)
-			return
-		}
-		if list == nil {
-			list = []LocalPod{}
-		}
-		answer(w, http.StatusOK, struct {
-			APIVersion string     `json:"apiVersion"`
-			Kind       string     `json:"kind"`
-			Items      []LocalPod `json:"items"`
-		}{APIVersion, "PodList", list})
-	})
-	mux.HandleFunc("POST /v1/pods/add", podCall((&podGate{agent: a}).add))
-	mux.HandleFunc("POST /v1/pods/del", podCall(func(ctx context.Context, r PodRequest) (PodResult, error) {
-		return PodResult{}, pods.Del(ctx, r)
-	}))
-	mux.HandleFunc("POST /v1/pods/check", podCall(func(ctx context.Context, r PodRequest) (PodResult, error) {
-		return PodResult{}, pods.Check(ctx, r)
-	}))
-}
-
-func podCall(f func(context.Context, PodRequest) (PodResult, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		var req PodRequest
-		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPodRequest))
-		if err := in.Decode(&req); err != nil {
-			refuse(w, http.StatusBadRequest, fmt.Errorf("pod request: %w", err))
-			return
-		}
-		res, err := f(r.Context(), req)
-		if errors.Is(err, errPodNotYet) {
-			refuse(w, http.StatusServiceUnavailable, err)
-			return
-		}
-		if err != nil {
-			refuse(w, http.StatusInternalServerError, err)
-			return
-		}
-		answer(w, http.StatusOK, res)
 	}
 }

@@ -13,7 +13,17 @@ import (
 	"github.com/tombolo-mesh/tombolo/agent/agenttest"
 )
 
-type fakePods struct{ added []agent.PodRequest }
+type fakePods struct {
+	added     []agent.PodRequest
+	collected []agent.CollectRequest
+	notReady  error
+}
+
+func (p *fakePods) Ready() error { return p.notReady }
+func (p *fakePods) Collect(_ context.Context, r agent.CollectRequest) error {
+	p.collected = append(p.collected, r)
+	return nil
+}
 
 func (p *fakePods) Add(_ context.Context, r agent.PodRequest) (agent.PodResult, error) {
 	p.added = append(p.added, r)
@@ -48,6 +58,8 @@ func TestAPI(t *testing.T) {
 			{"POST", "/v1/pods/add", `{`, 400, []string{"pod request"}},
 			{"POST", "/v1/pods/check", `{}`, 500, []string{`is gone\\u001b[2J`}},
 			{"POST", "/v1/pods/del", `{}`, 200, nil},
+			{"POST", "/v1/pods/gc", `{"network":"tombolo","valid":[{"containerID":"c1","ifName":"eth0"}]}`, 200, nil},
+			{"GET", "/v1/pods/ready", "", 200, []string{`"kind": "Ready"`}},
 			{"GET", "/v1/pods", "", 200, []string{`"items": []`}},
 			{"POST", "/v1/resync", "", 202, nil},
 			{"GET", "/metrics", "", 200, []string{`tombolo_agent_table_rows_wanted{table="slots"} 4`, `tombolo_agent_cluster_synced{cluster="gcp"} 1`, "tombolo_agent_origin_to_kernel_seconds_count"}},

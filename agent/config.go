@@ -120,17 +120,35 @@ type Pods interface {
 	Add(ctx context.Context, r PodRequest) (PodResult, error)
 	Del(ctx context.Context, r PodRequest) error
 	Check(ctx context.Context, r PodRequest) error
+	// Collect disconnects pods of a network that are not among those listed.
+	Collect(ctx context.Context, r CollectRequest) error
+	// Ready says why Add could not serve a pod now; nil = it could.
+	Ready() error
 	List(ctx context.Context) ([]LocalPod, error)
 }
 
 // PodRequest is one CNI call: JSON of POST /v1/pods/{add,del,check}.
 type PodRequest struct {
+	Network     string `json:"network,omitempty"` // the name in the network configuration
 	ContainerID string `json:"containerID"`
 	Netns       string `json:"netns,omitempty"` // path; may be empty on del
 	IfName      string `json:"ifName"`
 	Namespace   string `json:"namespace"`
 	Name        string `json:"name"`
 	UID         string `json:"uid"`
+}
+
+// CollectRequest is CNI's GC: JSON of POST /v1/pods/gc. Whatever this node has of
+// the network and is not listed here is gone for its runtime.
+type CollectRequest struct {
+	Network string       `json:"network"`
+	Valid   []Attachment `json:"valid"`
+}
+
+// Attachment names a sandbox and one interface in it.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
 }
 
 // PodResult is what a pod got: JSON of the answer to POST /v1/pods/add.

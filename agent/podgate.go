@@ -38,6 +38,26 @@ func (g *podGate) add(ctx context.Context, r PodRequest) (PodResult, error) {
 	return result, err
 }
 
+// PodsReady says why a pod could not be added now; nil = it could. What it asks is
+// what Add waits for, and not whether every cluster is in reach: a node whose
+// control plane is away goes on connecting pods.
+func (a *Agent) PodsReady(ctx context.Context) error {
+	if a.cfg.Pods == nil {
+		return errors.New("this agent connects no pods")
+	}
+	if err := a.cfg.Pods.Ready(); err != nil {
+		return err
+	}
+	if a.gate.open.Load() {
+		return nil
+	}
+	var why error
+	if err := a.call(ctx, func() { why = a.unguarded() }); err != nil {
+		return err
+	}
+	return why
+}
+
 // waitRow gives the pod's rows a moment to get into the kernel, so that its first
 // packets are not dropped for the lack of them: until then nothing passes.
 func (g *podGate) waitRow(ctx context.Context, result PodResult) {

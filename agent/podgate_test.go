@@ -75,3 +75,27 @@ func TestPodsWaitForBlackholes(t *testing.T) {
 		})
 	})
 }
+
+// Whether a pod could be added now is what ADD waits for, and what the node itself
+// lacks.
+func TestPodsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, pods := newWorld(t), &fakePods{}
+		w.cfg.Pods = pods
+		w.mesh.Cut("aws", errors.New("out of reach"))
+		w.start()
+		defer w.stop()
+		ask := func(code int, has string) {
+			t.Helper()
+			if got, body := w.request("GET", "/v1/pods/ready", nil); got != code || !strings.Contains(body, has) {
+				t.Errorf("%d %s, want %d %q", got, body, code, has)
+			}
+		}
+		ask(503, "which pod prefixes")
+		w.mesh.Cut("aws", nil)
+		time.Sleep(time.Minute) // virtual; the follower's next try
+		ask(200, "Ready")
+		pods.notReady = errors.New("no pod prefixes yet")
+		ask(503, "no pod prefixes yet")
+	})
+}

@@ -58,11 +58,12 @@ type Pods struct {
 	pools    []*pool
 	freed    []freedAddress // of prefixes that are not the node's at present
 	departed []departed
-	index    map[string]uint32 // UID → host ifindex, while connected
-	unready  map[string]bool   // UID → its readiness probe fails
-	probed   map[string]bool   // UID → it has a readiness probe
-	wake     chan struct{}     // tells Report that something changed
-	again    atomic.Uint32     // counts calls of ReportAgain
+	index    map[string]uint32    // UID → host ifindex, while connected
+	unlisted map[string]time.Time // UID → since when the cluster has it no more
+	unready  map[string]bool      // UID → its readiness probe fails
+	probed   map[string]bool      // UID → it has a readiness probe
+	wake     chan struct{}        // tells Report that something changed
+	again    atomic.Uint32        // counts calls of ReportAgain
 }
 
 // OpenPods reads the state file and looks which pods are connected still. It
@@ -74,7 +75,7 @@ func OpenPods(cfg PodsConfig) (*Pods, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, unready: map[string]bool{}, probed: map[string]bool{}, wake: make(chan struct{}, 1)}
+	p := &Pods{cfg: cfg, log: cfg.Log, pods: map[string]*pod{}, index: map[string]uint32{}, unlisted: map[string]time.Time{}, unready: map[string]bool{}, probed: map[string]bool{}, wake: make(chan struct{}, 1)}
 	st, look, err := readPodState(p.file(), p.log)
 	if err != nil {
 		return nil, err
@@ -208,8 +209,11 @@ func (p *Pods) Add(ctx context.Context, r agent.PodRequest) (agent.PodResult, er
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.pools) == 0 {
-		return agent.PodResult{}, errors.New("this node has no pod prefixes yet: it is not registered with its cluster (see the agent's log); the runtime will try again")
+	if err := p.unsettled(); err != nil {
+		return agent.PodResult{}, err
+	}
+	if had := p.pods[r.UID]; had != nil && had.ContainerID == r.ContainerID && had.IfName != r.IfName && had.Gone.IsZero() {
+		return agent.PodResult{}, fmt.Errorf("pod %s/%s is connected by %s already, and has one connection to the mesh: leave %s out, or delete the other first", had.Namespace, had.Name, had.IfName, r.IfName)
 	}
 	fresh := p.pods[r.UID] == nil || p.pods[r.UID].ContainerID != r.ContainerID
 	rec, err := p.allocate(r)
@@ -240,6 +244,20 @@ func (p *Pods) Add(ctx context.Context, r agent.PodRequest) (agent.PodResult, er
 	return result(link), nil
 }
 
+// Ready implements agent.Pods.
+func (p *Pods) Ready() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unsettled()
+}
+
+func (p *Pods) unsettled() error {
+	if len(p.pools) == 0 {
+		return errors.New("this node has no pod prefixes yet: its cluster has not given it any (see the agent's log, and the node's podCIDRs)")
+	}
+	return nil
+}
+
 // allocate finds or makes the pod's record. It is on disk when it returns, so
 // that a crash right after cannot give the address to somebody else.
 func (p *Pods) allocate(r agent.PodRequest) (*pod, error) {
@@ -261,108 +279,9 @@ func (p *Pods) allocate(r agent.PodRequest) (*pod, error) {
 	if rec.ContainerID != r.ContainerID || rec.Netns != r.Netns {
 		rec.MTU = p.network.PodMTU
 	}
-	rec.Namespace, rec.Name, rec.ContainerID, rec.Netns, rec.IfName = r.Namespace, r.Name, r.ContainerID, r.Netns, r.IfName
+	rec.Network, rec.Namespace, rec.Name, rec.ContainerID, rec.Netns, rec.IfName = r.Network, r.Namespace, r.Name, r.ContainerID, r.Netns, r.IfName
 	p.departed = slices.DeleteFunc(p.departed, func(d departed) bool { return d.UID == r.UID })
 	return rec, p.save()
-}
-
-// expire ends pods that have been without a link for too long.
-func (p *Pods) expire(now time.Time) {
-	for uid, r := range p.pods {
-		if !r.Gone.IsZero() && now.Sub(r.Gone) >= goneFor {
-			p.log.Warn("pod without a link was not added again: its addresses are free", "uid", uid, "addresses", r.Addresses, "after", goneFor)
-			p.forget(r, now)
-		}
-	}
-}
-
-// forget drops a record; the cluster is told by Report.
-func (p *Pods) forget(r *pod, now time.Time) {
-	delete(p.pods, r.UID)
-	delete(p.index, r.UID)
-	delete(p.unready, r.UID)
-	p.release(r, now)
-	if r.Name == "" {
-		return // never reported
-	}
-	if len(p.departed) >= mostDeparted {
-		p.departed = slices.Delete(p.departed, 0, 1)
-	}
-	p.departed = append(p.departed, departed{UID: r.UID, Namespace: r.Namespace, Name: r.Name, Addresses: r.Addresses})
-}
-
-func (p *Pods) release(r *pod, now time.Time) {
-	for _, a := range r.Addresses {
-		if i := p.poolOf(a); i >= 0 {
-			p.pools[i].release(a, r.UID, now)
-		} else {
-			p.freed = append(p.freed, freedAddress{Address: a, Owner: r.UID, At: now})
-		}
-	}
-}
-
-// Del disconnects a pod. It succeeds for a pod that is unknown or half gone, and
-// changes nothing for a sandbox that a later Add has replaced.
-func (p *Pods) Del(ctx context.Context, r agent.PodRequest) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	rec := p.find(r)
-	if rec == nil {
-		return nil
-	}
-	if r.ContainerID != "" && rec.ContainerID != "" && r.ContainerID != rec.ContainerID {
-		p.log.Debug("DEL of a former sandbox ignored", "uid", rec.UID, "container", r.ContainerID, "present", rec.ContainerID)
-		return nil
-	}
-	if err := p.link(rec).disconnect(p.nl); err != nil {
-		return err
-	}
-	p.forget(rec, p.cfg.Now())
-	if err := p.save(); err != nil {
-		return err
-	}
-	p.log.Info("pod disconnected", "namespace", rec.Namespace, "name", rec.Name, "uid", rec.UID, "addresses", rec.Addresses)
-	p.announce()
-	return nil
-}
-
-// find looks a pod up by UID, or by container if the runtime does not say.
-func (p *Pods) find(r agent.PodRequest) *pod {
-	if r.UID != "" {
-		return p.pods[r.UID]
-	}
-	for _, rec := range p.pods {
-		if r.ContainerID != "" && rec.ContainerID == r.ContainerID {
-			return rec
-		}
-	}
-	return nil
-}
-
-// Check compares the kernel with what Add made.
-func (p *Pods) Check(ctx context.Context, r agent.PodRequest) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	rec := p.find(r)
-	if rec == nil {
-		return fmt.Errorf("pod %s/%s (%s) is not known on this node: add it", r.Namespace, r.Name, r.UID)
-	}
-	if r.ContainerID != "" && rec.ContainerID != r.ContainerID {
-		return fmt.Errorf("pod %s/%s has a newer sandbox (%s): this one is not connected", rec.Namespace, rec.Name, rec.ContainerID)
-	}
-	path := r.Netns
-	if path == "" {
-		path = rec.Netns
-	}
-	ns, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open the pod's network namespace: %w", err)
-	}
-	defer ns.Close()
-	if err := p.link(rec).check(p.nl, ns); err != nil {
-		return fmt.Errorf("pod %s/%s is not connected as it should be: %w; delete and add it", rec.Namespace, rec.Name, err)
-	}
-	return nil
 }
 
 // List returns the connected pods.

@@ -20,7 +20,8 @@ type pod struct {
 	UID         string       `json:"uid"`
 	Namespace   string       `json:"namespace"`
 	Name        string       `json:"name"`
-	ContainerID string       `json:"containerID"` // of the last ADD: an older sandbox's DEL changes nothing
+	Network     string       `json:"network,omitempty"` // of CNI; "" = not known (an older file, or learned from a device)
+	ContainerID string       `json:"containerID"`       // of the last ADD: an older sandbox's DEL changes nothing
 	Netns       string       `json:"netns"`
 	IfName      string       `json:"ifName"`
 	Addresses   []netip.Addr `json:"addresses"`
@@ -31,6 +32,9 @@ type pod struct {
 	// Gone is since when the pod has no link (its namespace went, or the node
 	// rebooted); zero = connected. The address is kept for it for a while.
 	Gone time.Time `json:"gone,omitzero"`
+	// Listed: the cluster has had it among this node's pods. Only then does its
+	// absence from the list mean that it ended.
+	Listed bool `json:"listed,omitempty"`
 }
 
 // goneFor is how long a pod without a link keeps its addresses: a rebooted node

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-mesh/tombolo/agent/linux"
 )
 
 func TestListen(t *testing.T) {
@@ -115,9 +117,26 @@ func TestLockState(t *testing.T) {
 
 func TestStarting(t *testing.T) {
 	w := httptest.NewRecorder()
-	starting(func() string { return "the node is not registered" }).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+	starting(nil, func() string { return "the node is not registered" }).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
 	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), `"the agent is starting: the node is not registered"`) {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// Pods are let go of before the agent knows anything of the cluster.
+func TestStartingDeletes(t *testing.T) {
+	pods, err := linux.OpenPods(linux.PodsConfig{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pods.Close()
+	h := starting(pods, func() string { return "it waits" })
+	for path, code := range map[string]int{"/v1/pods/del": http.StatusOK, "/v1/pods/add": http.StatusServiceUnavailable} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("POST", path, strings.NewReader(`{"containerID":"c1","ifName":"eth0","uid":"nobody-has-this"}`)))
+		if w.Code != code {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
 	}
 }
 

@@ -56,7 +56,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	defer lock.Close()
 	n := &node{o: o, log: log, kick: make(chan struct{}, 1)}
-	n.api.set(starting(func() string { return "it loads its programs" }))
+	n.api.set(starting(nil, func() string { return "it loads its programs" }))
 	listener, err := listen(o.socket)
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func (n *node) register(ctx context.Context) (register.Facts, error) {
 	if f, ok := n.client.Facts(); ok {
 		return f, nil
 	}
-	n.api.set(starting(func() string {
+	n.api.set(starting(n.pods, func() string {
 		if err := n.client.Problem(); err != nil {
 			return "the node is not registered: " + err.Error()
 		}
@@ -264,6 +264,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	})
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
+	task("pods that are gone", func() error { n.sweepPods(ctx, a); return nil })
 	task("health check ports", func() error { return answers.Run(ctx) })
 	task("flows", func() error { return n.sweeper.Run(ctx) })
 	if n.o.metrics != "" {
@@ -289,42 +290,6 @@ func (n *node) ownNode(rec clustermesh.Node) {
 		n.client.Nudge()
 		n.pods.ReportAgain()
 	}
-}
-
-// watchPods runs readiness probes and reports pods to the cluster. It begins when
-// the cluster has said which pods have probes: a pod must not be called ready
-// because nobody knew of its probe.
-func (n *node) watchPods(ctx context.Context, a *agent.Agent) {
-	probes := linux.NewReadiness(ctx, n.pods)
-	var wg sync.WaitGroup
-	reporting := false
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		if list, known, err := a.Workloads(ctx); err == nil && known {
-			wanted := map[string]clustermesh.Probe{}
-			for _, w := range list {
-				if w.Readiness != nil && w.Owner != "" {
-					wanted[w.Owner] = *w.Readiness
-				}
-			}
-			probes.Update(wanted)
-			if !reporting {
-				reporting = true
-				wg.Go(func() { n.pods.Report(ctx, n.report) })
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
-	}
-	wg.Wait()
-	probes.Wait()
-}
-
-func (n *node) report(ctx context.Context, r linux.EndpointReport) (clustermesh.Identity, error) {
-	return n.client.RegisterEndpoint(ctx, register.Endpoint{Namespace: r.Namespace, Name: r.Name, Owner: r.UID, Addresses: r.Addresses, Ready: r.Ready, Remove: r.Remove})
 }
 
 // details are the lines of the status that only the edges know.

@@ -11,6 +11,9 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/linux"
 )
 
 // lockState makes sure of one agent per state directory; the kernel lets go of
@@ -91,11 +94,18 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*a.handler.Lo
 
 func (a *api) set(h http.Handler) { a.handler.Store(&h) }
 
-// starting answers every request with why there is nothing to answer yet.
-func starting(why func() string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// starting answers every request with why there is nothing to answer yet. Pods (nil =
+// not opened yet) are let go of: the kubelet can delete them whatever the agent waits
+// for.
+func starting(pods *linux.Pods, why func() string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		json.NewEncoder(w).Encode(map[string]string{"error": "the agent is starting: " + why()})
 	})
+	if pods != nil {
+		mux.Handle("POST /v1/pods/del", agent.ServeDel(pods.Del))
+	}
+	return mux
 }

@@ -10,8 +10,11 @@ import (
 
 const about = `tombolo-cni connects pods to the Tombolo mesh, by way of the agent on this node.
 The runtime calls it with a configuration on stdin:
-  {"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","socket":"/run/tombolo/agent.sock"}`
+  {"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","socket":"/run/tombolo/agent.sock",
+   "deletions":"/var/lib/tombolo/agent/deletions","deadline":"60s"}
+ADD waits for an agent that starts until the deadline; DEL without an agent is noted in the
+directory "deletions", for the agent to carry out when it is back.`
 
 func main() {
-	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del, Check: check, Status: status}, version.All, about)
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status}, version.All, about)
 }

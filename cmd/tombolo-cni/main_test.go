@@ -39,7 +39,7 @@ func plugin(t *testing.T, command, socket, netns, args string) (stdout []byte, f
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = []string{"CNI_TEST_PLUGIN=1", "CNI_COMMAND=" + command, "CNI_CONTAINERID=c1", "CNI_NETNS=" + netns, "CNI_IFNAME=eth0", "CNI_PATH=/nowhere", "CNI_ARGS=" + args}
-	cmd.Stdin = strings.NewReader(fmt.Sprintf(`{"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","socket":%q}`, socket))
+	cmd.Stdin = strings.NewReader(fmt.Sprintf(`{"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","deadline":"300ms","socket":%q,"deletions":%q}`, socket, deletions(socket)))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Run(); err != nil {
@@ -50,6 +50,9 @@ func plugin(t *testing.T, command, socket, netns, args string) (stdout []byte, f
 	}
 	return out.Bytes(), failure
 }
+
+// deletions is where a test's plugin notes deletions: beside the socket.
+func deletions(socket string) string { return filepath.Join(filepath.Dir(socket), "deletions") }
 
 const args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=checkout-1;K8S_POD_UID=uid-1;K8S_POD_INFRA_CONTAINER_ID=c1"
 
@@ -86,21 +89,8 @@ func netns(t *testing.T) string {
 // The agent's own cluster has spoken: until it has, no pod is connected, as
 // nothing would keep its packets to other clusters from leaving in clear.
 func TestEndToEnd(t *testing.T) {
-	node, pod := netns(t), netns(t)
-	pods := openIn(t, node)
-	here := agenttest.Facts{Name: "here", ID: 1}
-	mesh := agenttest.NewMesh()
-	mesh.SetStore(here.Name, kvstore.NewMemory(kvstore.MemoryOptions{}))
-	mesh.Put(t, here.Name, clustermesh.ScopeExport, here.Node(1), here.Cluster(1))
-	a, err := agent.New(agent.Config{Cluster: here.Name, ClusterID: here.ID, Node: here.NodeName(1), Connector: mesh, Pods: pods}, agent.NewFakes())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); a.Run(ctx) }()
-	defer func() { cancel(); <-done }()
-	socket := serve(t, a.Handler())
+	pod := netns(t)
+	socket, _ := serveAgent(t)
 
 	out, failure := plugin(t, "ADD", socket, "/run/netns/"+pod, args)
 	if failure != nil {
@@ -141,6 +131,25 @@ func TestEndToEnd(t *testing.T) {
 	if _, failure := plugin(t, "CHECK", socket, "/run/netns/"+pod, args); failure == nil {
 		t.Error("CHECK of a deleted pod passed")
 	}
+}
+
+// serveAgent serves an agent whose node is a namespace of its own.
+func serveAgent(t *testing.T) (socket string, pods *linux.Pods) {
+	t.Helper()
+	pods = openIn(t, netns(t))
+	here := agenttest.Facts{Name: "here", ID: 1}
+	mesh := agenttest.NewMesh()
+	mesh.SetStore(here.Name, kvstore.NewMemory(kvstore.MemoryOptions{}))
+	mesh.Put(t, here.Name, clustermesh.ScopeExport, here.Node(1), here.Cluster(1))
+	a, err := agent.New(agent.Config{Cluster: here.Name, ClusterID: here.ID, Node: here.NodeName(1), Connector: mesh, Pods: pods}, agent.NewFakes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); a.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return serve(t, a.Handler()), pods
 }
 
 // openIn opens Pods on a thread inside the namespace that is never used again.
@@ -190,10 +199,10 @@ func TestAgentAway(t *testing.T) {
 		want            string
 	}{
 		{"ADD", filepath.Join(t.TempDir(), "none.sock"), types.ErrTryAgainLater, "not running"},
-		{"DEL", filepath.Join(t.TempDir(), "none.sock"), types.ErrTryAgainLater, "not running"},
+		{"CHECK", filepath.Join(t.TempDir(), "none.sock"), types.ErrTryAgainLater, "not running"},
 		{"STATUS", filepath.Join(t.TempDir(), "none.sock"), types.ErrPluginNotAvailable, "does not answer"},
-		{"ADD", socket, types.ErrTryAgainLater, "cannot serve this yet; the agent is starting: the node is [31m not registered"},
-		{"STATUS", socket, types.ErrPluginNotAvailable, "not ready"},
+		{"ADD", socket, types.ErrTryAgainLater, "cannot serve this yet; the agent is starting: the node is [31m not registered (asked for 300ms"},
+		{"STATUS", socket, types.ErrPluginNotAvailable, "cannot connect pods yet"},
 	} {
 		_, failure := plugin(t, c.command, c.socket, "/run/netns/x", args)
 		if failure == nil || failure.Code != c.code || !strings.Contains(failure.Msg+"; "+failure.Details, c.want) {

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
-	"fmt"
 	"net"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -10,15 +10,8 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/cni"
 )
-
-// defaultSocket is where an agent listens when the configuration does not say.
-const defaultSocket = "/run/tombolo/agent.sock"
-
-type config struct {
-	types.NetConf
-	Socket string `json:"socket"`
-}
 
 // podArgs are what Kubernetes runtimes say about the pod, in CNI_ARGS.
 type podArgs struct {
@@ -28,10 +21,10 @@ type podArgs struct {
 	K8S_POD_UID       types.UnmarshallableString
 }
 
-func read(args *skel.CmdArgs) (config, agent.PodRequest, error) {
-	conf := config{Socket: defaultSocket}
-	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
-		return conf, agent.PodRequest{}, types.NewError(types.ErrDecodingFailure, "network configuration is not JSON of the expected form", err.Error())
+func read(args *skel.CmdArgs) (cni.Config, agent.PodRequest, error) {
+	conf, err := config(args)
+	if err != nil {
+		return conf, agent.PodRequest{}, err
 	}
 	var pod podArgs
 	pod.IgnoreUnknown = true // runtimes send more than we ask for
@@ -39,29 +32,58 @@ func read(args *skel.CmdArgs) (config, agent.PodRequest, error) {
 		return conf, agent.PodRequest{}, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS cannot be read", err.Error())
 	}
 	return conf, agent.PodRequest{
-		ContainerID: args.ContainerID, Netns: args.Netns, IfName: args.IfName,
+		Network: conf.Name, ContainerID: args.ContainerID, Netns: args.Netns, IfName: args.IfName,
 		Namespace: string(pod.K8S_POD_NAMESPACE), Name: string(pod.K8S_POD_NAME), UID: string(pod.K8S_POD_UID),
 	}, nil
 }
 
+func config(args *skel.CmdArgs) (cni.Config, error) {
+	conf, err := cni.ParseConfig(args.StdinData)
+	if err != nil {
+		return conf, types.NewError(types.ErrInvalidNetworkConfig, "the network configuration cannot be used", err.Error())
+	}
+	return conf, nil
+}
+
+// add waits for an agent that starts. A deletion of the same sandbox that waits for
+// the agent is void.
 func add(args *skel.CmdArgs) error {
 	conf, req, err := read(args)
 	if err != nil {
 		return err
 	}
+	wait, _ := conf.Wait()
+	if err := cni.Undefer(conf.Deletions, req); err != nil {
+		return failed(types.ErrIOFailure, "an earlier deletion of this sandbox cannot be taken back", "%v", err)
+	}
 	var got agent.PodResult
-	if err := call(conf.Socket, "add", req, &got); err != nil {
+	if err := insist(wait, conf.Socket, "add", req, &got); err != nil {
 		return err
 	}
-	return types.PrintResult(result(got, args.Netns), conf.CNIVersion)
+	out := result(got, args.Netns)
+	out.DNS = conf.DNS
+	return types.PrintResult(out, conf.CNIVersion)
 }
 
+// del succeeds when the agent is away: the kubelet must be able to finish deleting
+// pods. What the runtime may go on with is done here (the interface goes), the rest
+// is noted for the agent.
 func del(args *skel.CmdArgs) error {
 	conf, req, err := read(args)
 	if err != nil {
 		return err
 	}
-	return call(conf.Socket, "del", req, nil)
+	err = call(context.Background(), conf.Socket, "del", req, nil)
+	if !isAway(err) {
+		return err
+	}
+	if note := cni.Defer(conf.Deletions, req); note != nil {
+		return failed(types.ErrTryAgainLater, "the Tombolo agent is away, and the deletion cannot be noted for it", "%v; %v", note, bare(err))
+	}
+	if conf.Chained {
+		return nil // who made the interface takes it away
+	}
+	return unplug(args.Netns, args.IfName)
 }
 
 func check(args *skel.CmdArgs) error {
@@ -69,12 +91,33 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return call(conf.Socket, "check", req, nil)
+	return bare(call(context.Background(), conf.Socket, "check", req, nil))
+}
+
+// gc has the agent take away what the runtime does not list. A configuration that
+// lists nothing at all, not even an empty list, is no GC.
+func gc(args *skel.CmdArgs) error {
+	conf, err := config(args)
+	if err != nil {
+		return err
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(args.StdinData, &keys); err != nil {
+		return failed(types.ErrDecodingFailure, "the network configuration cannot be read", "%v", err)
+	}
+	if _, listed := keys["cni.dev/valid-attachments"]; !listed {
+		return failed(types.ErrInvalidNetworkConfig, "GC without a list", "cni.dev/valid-attachments is missing, and without it every pod would be taken away")
+	}
+	req := agent.CollectRequest{Network: conf.Name, Valid: []agent.Attachment{}}
+	for _, a := range conf.ValidAttachments {
+		req.Valid = append(req.Valid, agent.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	return bare(call(context.Background(), conf.Socket, "gc", req, nil))
 }
 
 // status tells the runtime whether ADD would be served now.
 func status(args *skel.CmdArgs) error {
-	conf, _, err := read(args)
+	conf, err := config(args)
 	if err != nil {
 		return err
 	}
@@ -107,8 +150,4 @@ func result(r agent.PodResult, netns string) *current.Result {
 		out.Routes = append(out.Routes, route)
 	}
 	return out
-}
-
-func failed(code uint, what, details string, args ...any) error {
-	return types.NewError(code, what, fmt.Sprintf(details, args...))
 }
