@@ -40,7 +40,7 @@ for b in etcd kube-apiserver kube-controller-manager kube-scheduler kubectl labp
   [[ -x $bin/$b ]] || die "$bin/$b is missing: run build.sh"
 done
 if [[ $N != 0 ]]; then
-  for b in kubelet kube-proxy labecho labimage; do [[ -x $bin/$b ]] || die "$bin/$b is missing: run build.sh"; done
+  for b in kubelet labecho labimage $([[ $PROXY = 0 ]] || echo kube-proxy) $([[ $DNS = 0 ]] || echo coredns); do [[ -x $bin/$b ]] || die "$bin/$b is missing: run build.sh"; done
   for b in containerd ctr runc; do command -v "$b" >/dev/null || die "$b is missing: apt-get install containerd runc containernetworking-plugins"; done
 fi
 LAB_DIR=$(readlink -f "${LAB_DIR:-$(mktemp -d -t klab.XXXXXX)}")
