@@ -42,10 +42,30 @@ func currentNetns() (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
 }
 
+// sysctls is where /proc/sys/net is: what is there is that of the calling thread's
+// network namespace.
+var sysctls = "/proc/sys/net"
+
+// SysctlsAt says where else /proc/sys/net is, before anything else is called: a
+// container's own is read-only, and it is given the node's as a volume.
+func SysctlsAt(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "ipv4", "ip_forward")); err != nil {
+		return fmt.Errorf("%s is not the node's /proc/sys/net: %w", dir, err)
+	}
+	sysctls = dir
+	return nil
+}
+
+// haveIPv6 is false on a kernel without it.
+func haveIPv6() bool {
+	_, err := os.Stat(filepath.Join(sysctls, "ipv6"))
+	return err == nil
+}
+
 // sysctl sets one value below /proc/sys/net in the calling thread's network
 // namespace, if it differs.
 func sysctl(value string, path ...string) error {
-	name := filepath.Join(append([]string{"/proc/sys/net"}, path...)...)
+	name := filepath.Join(append([]string{sysctls}, path...)...)
 	if have, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(have)) == value {
 		return nil
 	}
@@ -59,13 +79,13 @@ func sysctl(value string, path ...string) error {
 // The kernel stops accepting router advertisements on a forwarding node; links
 // that accepted them until now (an uplink with SLAAC) are told to go on.
 func nodeSysctls() error {
-	accepting, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
-	before, _ := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding")
+	accepting, _ := filepath.Glob(filepath.Join(sysctls, "ipv6/conf/*/accept_ra"))
+	before, _ := os.ReadFile(filepath.Join(sysctls, "ipv6/conf/all/forwarding"))
 	if err := sysctl("1", "ipv4", "ip_forward"); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
-		return nil // a kernel without IPv6
+	if !haveIPv6() {
+		return nil
 	}
 	if strings.TrimSpace(string(before)) == "0" {
 		for _, f := range accepting {

@@ -154,7 +154,7 @@ func (l podLink) hostSysctls() error {
 	if err := sysctl("1", "ipv4", "conf", l.HostIf, "rp_filter"); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+	if !haveIPv6() {
 		return nil
 	}
 	for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_dad", "0"}, {"accept_ra", "0"}, {"addr_gen_mode", "1"}} {
@@ -195,7 +195,7 @@ func (l podLink) setupPod() error {
 			return fmt.Errorf("set lo up: %w", err)
 		}
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+	if haveIPv6() {
 		// Runtimes turn IPv6 off in new namespaces; an address needs it on.
 		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_dad", "0"}, {"accept_ra", "0"}} {
 			if err := sysctl(s[1], "ipv6", "conf", l.PodIf, s[0]); err != nil {

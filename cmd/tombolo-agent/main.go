@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/bpf"
 )
 
@@ -43,6 +44,7 @@ type options struct {
 	xdp                               []string
 	xdpModes                          map[string]bool // what xdp says: generic?
 	mapSizes                          []string
+	sysctlDir                         string
 	sizes                             bpf.Sizes // what mapSizes and the memory say
 }
 
@@ -71,6 +73,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			log, err := logger(o.logLevel)
 			if err != nil {
 				return err
+			}
+			if err := linux.SysctlsAt(o.sysctlDir); err != nil {
+				return fmt.Errorf("--sysctl-dir: %w; give the folder where the node's /proc/sys/net is mounted", err)
 			}
 			if o.node == "" {
 				return fmt.Errorf("--node is not set: give this node's name, as its cluster knows it")
@@ -107,6 +112,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "`DEVICE`[,…] by which the world reaches this node (default: those that carry the underlay addresses)")
 	f.StringSliceVar(&o.xdp, "xdp", nil, "uplink `DEVICE`[,…] whose driver sends node ports' packets for other nodes on by XDP (DEVICE:generic: the kernel, if the driver cannot; slower); not for devices that carry VLANs (default: none)")
 	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
+	f.StringVar(&o.sysctlDir, "sysctl-dir", "/proc/sys/net", "`DIR` where the node's /proc/sys/net is; in a container its own is read-only")
 	shared(root, &o)
 	root.AddCommand(newTunnel(), newCleanup(), newRelay())
 	return root
