@@ -25,7 +25,8 @@ const (
 	synonymAffinity = "service.cilium.io/affinity"
 )
 
-const annotationPrefix = "tombolo.io/"
+// AnnotationPrefix is that of all our annotations.
+const AnnotationPrefix = "tombolo.io/"
 
 var serviceAnnotations = []string{
 	AnnotationAffinity, AnnotationFailover, AnnotationGlobal,
@@ -163,7 +164,7 @@ func (p *annotationParser) warnings(s Settings) []string {
 		ws = append(ws, fmt.Sprintf("%s has no effect on other clusters: %s is false", AnnotationWeight, AnnotationShared))
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.from)) {
-		if strings.HasPrefix(name, annotationPrefix) && !slices.Contains(serviceAnnotations, name) {
+		if strings.HasPrefix(name, AnnotationPrefix) && !slices.Contains(serviceAnnotations, name) {
 			ws = append(ws, fmt.Sprintf("annotation %s is not known and has no effect; known are %s", printable(name), strings.Join(serviceAnnotations, ", ")))
 		}
 	}

@@ -30,6 +30,9 @@ type Config struct {
 
 	// Source of Kubernetes objects.
 	Source Source
+	// SlicesGiven: the source delivers the EndpointSlices of all Services, and
+	// somebody else runs the probes (Kubernetes does both): none are derived.
+	SlicesGiven bool
 	// PodPrefixes bound all pod addresses of the cluster; empty = the union of
 	// the nodes' prefixes.
 	PodPrefixes []netip.Prefix

@@ -31,6 +31,8 @@ type deriveConfig struct {
 	Cluster string
 	ID      clustermesh.ID
 	Bound   []netip.Prefix // all pod addresses lie in it; empty = anywhere
+	// SlicesGiven: EndpointSlices and readiness are somebody else's work.
+	SlicesGiven bool
 	// Identity and NodeNumber look numbers up; 0 = none yet.
 	Identity   func(labelText string) uint32
 	NodeNumber func(node string) uint16

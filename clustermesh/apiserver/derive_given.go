@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -47,7 +48,7 @@ func (d *deriver) setSlice(name objectName, s *discoveryv1.EndpointSlice, at clu
 func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield) (out []*clustermesh.EndpointSlice, any bool) {
 	for _, sliceName := range slices.Sorted(maps.Keys(d.given[name])) {
 		s := d.given[name][sliceName]
-		ports, endpoints, err := d.readSlice(s)
+		ports, endpoints, err := d.readSlice(s, scope, y)
 		if err != nil {
 			y.problem(Problem{
 				Object: Ref{KindEndpointSlice, name.Namespace, sliceName}.String(), What: "refused", Why: printable(err.Error()),
@@ -74,7 +75,7 @@ func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Sco
 	return any
 }
 
-func (d *deriver) readSlice(s *discoveryv1.EndpointSlice) ([]clustermesh.Port, []clustermesh.Endpoint, error) {
+func (d *deriver) readSlice(s *discoveryv1.EndpointSlice, scope clustermesh.Scope, y *yield) ([]clustermesh.Port, []clustermesh.Endpoint, error) {
 	var ports []clustermesh.Port
 	for i, p := range s.Ports {
 		var proto corev1.Protocol
@@ -101,7 +102,14 @@ func (d *deriver) readSlice(s *discoveryv1.EndpointSlice) ([]clustermesh.Port, [
 		}
 		// Further addresses of one endpoint are, by Kubernetes' own word, the same
 		// pod again: the first one counts.
-		ep, err := d.readEndpoint(s.AddressType, e)
+		ep, err := d.readEndpoint(s.AddressType, e, scope)
+		if errors.Is(err, errNotOurs) && d.cfg.SlicesGiven {
+			y.problem(Problem{
+				Object: Ref{KindEndpointSlice, s.Namespace, s.Name}.String(), What: "an endpoint is not shown to other clusters", Why: printable(err.Error()),
+				Fix: "have it run on the cluster's pod network, or keep the service's endpoints to this cluster: tombolo.io/shared: \"false\"",
+			})
+			continue
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("endpoints[%d]: %w", i, err)
 		}
@@ -110,7 +118,10 @@ func (d *deriver) readSlice(s *discoveryv1.EndpointSlice) ([]clustermesh.Port, [
 	return ports, endpoints, nil
 }
 
-func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.Endpoint) (clustermesh.Endpoint, error) {
+// errNotOurs is about an endpoint whose address is outside of the cluster.
+var errNotOurs = errors.New("not an address of this cluster")
+
+func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.Endpoint, scope clustermesh.Scope) (clustermesh.Endpoint, error) {
 	a, err := netip.ParseAddr(e.Addresses[0])
 	if err != nil || a.Zone() != "" {
 		return clustermesh.Endpoint{}, fmt.Errorf("%q is no address", e.Addresses[0])
@@ -119,17 +130,14 @@ func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.End
 	if (family == discoveryv1.AddressTypeIPv4 && !a.Is4()) || (family == discoveryv1.AddressTypeIPv6 && !a.Is6()) || family == discoveryv1.AddressTypeFQDN {
 		return clustermesh.Endpoint{}, fmt.Errorf("%s is not of the slice's address type %s", a, family)
 	}
-	n := d.nodeOf(a)
-	if n == nil {
-		// An endpoint on its node's network is reached by the tunnel address.
-		if n, a = d.hostEndpoint(a); n == nil {
-			return clustermesh.Endpoint{}, fmt.Errorf("%s is outside the cluster's pod prefixes %v and is no node's own address", e.Addresses[0], d.podPrefixes())
-		}
-	}
 	ready := e.Conditions.Ready == nil || *e.Conditions.Ready
-	ep := clustermesh.Endpoint{
-		Address: a, Node: d.cfg.NodeNumber(n.node.Name), Zone: n.node.Labels[corev1.LabelTopologyZone],
-		Ready: ready, Serving: ready, Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
+	ep := clustermesh.Endpoint{Ready: ready, Serving: ready, Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating}
+	n, at, err := d.placeEndpoint(a, scope)
+	if err != nil {
+		return ep, err
+	}
+	if ep.Address = at; n != nil {
+		ep.Node, ep.Zone = d.cfg.NodeNumber(n.node.Name), n.node.Labels[corev1.LabelTopologyZone]
 	}
 	if e.Conditions.Serving != nil {
 		ep.Serving = *e.Conditions.Serving
@@ -139,6 +147,28 @@ func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.End
 	}
 	ep.Hints, err = d.readHints(e.Hints)
 	return ep, err
+}
+
+// placeEndpoint finds the node of an endpoint's address, and the address to reach
+// it at. Other clusters reach what is on a node's network by the tunnel address.
+// Within a cluster of Kubernetes it has the address Kubernetes says (it may listen
+// on that one alone), and endpoints outside of the cluster (its API server, a
+// database) are on no node.
+func (d *deriver) placeEndpoint(a netip.Addr, scope clustermesh.Scope) (*nodeState, netip.Addr, error) {
+	if n := d.nodeOf(a); n != nil {
+		return n, a, nil
+	}
+	n, tunnel := d.hostEndpoint(a)
+	here := d.cfg.SlicesGiven && scope == clustermesh.ScopeLocal
+	switch {
+	case here && (a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified()):
+		return nil, a, fmt.Errorf("%s is no address that a connection can be sent to", a)
+	case here:
+		return n, a, nil
+	case n == nil:
+		return nil, a, fmt.Errorf("%s is outside the cluster's pod prefixes %v and is no node's own address: %w", a, d.podPrefixes(), errNotOurs)
+	}
+	return n, tunnel, nil
 }
 
 // readHints reads given hints. A node without a number has no agent that could

@@ -247,7 +247,11 @@ func (d *deriver) derivePod(name objectName, y *yield) {
 	if claim != nil {
 		owner = claim.owner
 	}
-	probe, problem := readinessProbe(pod)
+	var probe *clustermesh.Probe
+	var problem string
+	if !d.cfg.SlicesGiven {
+		probe, problem = readinessProbe(pod)
+	}
 	if problem != "" {
 		y.problem(Problem{Object: object, What: "its readiness probe is not run", Why: problem,
 			Fix: "use a tcpSocket or httpGet probe; until then the pod counts as ready when it is registered"})

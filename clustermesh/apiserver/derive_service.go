@@ -59,6 +59,9 @@ func (d *deriver) unindexService(name objectName, st *serviceState) {
 
 // touchServicesOf makes the services dirty that select a pod.
 func (d *deriver) touchServicesOf(pod *podState, at clustermesh.Origin) {
+	if d.cfg.SlicesGiven {
+		return // a change of a pod is a change of a slice
+	}
 	set := labels.Set(pod.pod.Labels)
 	for k, v := range pod.pod.Labels {
 		for name, svc := range d.selects[labelRef{pod.pod.Namespace, k, v}] {

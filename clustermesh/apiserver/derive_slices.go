@@ -23,7 +23,7 @@ const maxSlice = 100
 // that were refused and never published do not count: what is wrong takes
 // nothing away.
 func (d *deriver) slices(name objectName, st *serviceState, scope clustermesh.Scope, y *yield) []*clustermesh.EndpointSlice {
-	if given, any := d.givenSlices(name, scope, y); any {
+	if given, any := d.givenSlices(name, scope, y); any || d.cfg.SlicesGiven {
 		return given
 	}
 	return d.derivedSlices(name, st)

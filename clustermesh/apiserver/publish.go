@@ -67,7 +67,7 @@ func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *P
 		guard:       newSourceGuard(cfg.Guard),
 	}
 	c.d = newDeriver(deriveConfig{
-		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes,
+		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes, SlicesGiven: cfg.SlicesGiven,
 		Identity: func(text string) uint32 { n, _ := c.identities.lookup(text); return n },
 		NodeNumber: func(node string) uint16 {
 			n, _ := c.nodeNumbers.lookup(node)

@@ -36,6 +36,8 @@ const (
 	KindEndpointSlice = "EndpointSlice"
 	// Of the whole cluster, as Nodes and Namespaces are.
 	KindClusterNetworkPolicy = "ClusterNetworkPolicy"
+	// Of the Multi-Cluster Services API; the object is a *v1beta1.ServiceExport.
+	KindServiceExport = "ServiceExport"
 )
 
 // Objects is one delivery of a source. Objects are shared and immutable: an
@@ -46,6 +48,10 @@ type Objects struct {
 	Complete bool
 	Upserts  map[Ref]runtime.Object
 	Deletes  []Ref
+	// DeletesNamed: each of Deletes was said to be deleted, by name (a watch of
+	// Kubernetes does so). Otherwise they are merely not there any more, which may
+	// be a folder that was unmounted.
+	DeletesNamed bool
 	// Problems are all present problems of the source; they replace the former.
 	Problems []Problem
 	// At is when the change was noticed: the origin of what is derived from it.
@@ -84,6 +90,9 @@ func (p Problem) Text() string {
 	}
 	return s
 }
+
+// SortProblems puts them in the order in which they are shown.
+func SortProblems(ps []Problem) { sortProblems(ps) }
 
 func sortProblems(ps []Problem) {
 	slices.SortFunc(ps, func(a, b Problem) int {

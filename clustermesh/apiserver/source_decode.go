@@ -247,6 +247,19 @@ func (d *document) addObject(text []byte, apiVersion, kind string) error {
 	return nil
 }
 
+// DecodeClusterNetworkPolicy reads one policy from its JSON, as a Source delivers
+// it. unknown names fields that have no effect.
+func DecodeClusterNetworkPolicy(text []byte) (policy runtime.Object, unknown string, err error) {
+	var d document
+	if err := d.decode(text); err != nil {
+		return nil, "", err
+	}
+	if len(d.objects) != 1 || d.objects[0].ref.Kind != KindClusterNetworkPolicy {
+		return nil, "", errors.New("not a ClusterNetworkPolicy of a version that is known here")
+	}
+	return d.objects[0].obj, strings.Join(d.warnings, "; "), nil
+}
+
 func parseGVK(apiVersion, kind string) (schema.GroupVersionKind, error) {
 	gv, err := schema.ParseGroupVersion(apiVersion)
 	if err != nil {

@@ -62,6 +62,11 @@ func (g *sourceGuard) admit(o Objects, now time.Time) Objects {
 	}
 	lacking := make(map[string][]Ref)
 	for _, ref := range o.Deletes {
+		if o.DeletesNamed {
+			g.kind(ref.Kind).named(ref)
+			out.Deletes = append(out.Deletes, ref)
+			continue
+		}
 		lacking[ref.Kind] = append(lacking[ref.Kind], ref)
 	}
 	for name, k := range g.kinds {
@@ -85,6 +90,16 @@ func (g *sourceGuard) admit(o Objects, now time.Time) Objects {
 		g.kind(name).lack(refs, now, &out)
 	}
 	return out
+}
+
+// named takes a delete that somebody spoke out: it is no sign of a source that
+// has lost what it had.
+func (k *guardedKind) named(ref Ref) {
+	delete(k.objects, ref)
+	delete(k.held, ref)
+	if k.high > 0 {
+		k.high--
+	}
 }
 
 // forget lets go of what was deleted before then.

@@ -27,6 +27,7 @@ type options struct {
 	id          uint16
 	stateDir    string
 	manifests   string
+	kube        kubeOptions
 	listen      string
 	advertise   []string
 	socket      string
@@ -43,6 +44,10 @@ const example = `  # A cluster with an etcd of its own in the process:
   tombolo-apiserver --cluster aws --cluster-id 1 --state-dir /var/lib/tombolo/apiserver \
     --manifests /etc/tombolo/manifests --pod-prefix 10.1.0.0/16 \
     --listen :9443 --advertise mesh.aws.example:9443 --socket /run/tombolo/apiserver.sock
+
+  # On Kubernetes, in a pod:
+  tombolo-apiserver --cluster aws --cluster-id 1 --kubernetes --pod-prefix 10.1.0.0/16 \
+    --advertise mesh.aws.example:9443
 
   # Two replicas over an external etcd: run this on two machines.
   tombolo-apiserver --cluster gcp --cluster-id 2 --state-dir /var/lib/tombolo/apiserver \
@@ -86,6 +91,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.Uint16Var(&o.id, "cluster-id", 0, "number of the cluster, 1–4095, unique in the mesh")
 	f.StringVar(&o.stateDir, "state-dir", "/var/lib/tombolo/apiserver", "folder for all that a restart must know: CA, certificate, embedded etcd")
 	f.StringVar(&o.manifests, "manifests", "", "folder tree of Kubernetes manifests (.yaml, .yml, .json), watched")
+	o.kube.flags(f)
 	f.StringVar(&o.listen, "listen", ":9443", "host:port of the mesh port")
 	f.StringSliceVar(&o.advertise, "advertise", nil, "host:port at which other clusters and agents reach the mesh port, in order of preference (default: --listen)")
 	f.StringVar(&o.socket, "socket", "/run/tombolo/apiserver.sock", "Unix socket of the admin calls")
@@ -111,13 +117,24 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 		Listen: o.listen, Advertise: o.advertise, Socket: o.socket, Metrics: o.metrics,
 		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, Version: version(), Log: log,
 	}
-	if o.manifests == "" {
-		return cfg, errors.New("--manifests is empty; give the folder that holds the cluster's Kubernetes manifests")
+	switch {
+	case o.kube.on && o.manifests != "":
+		return cfg, errors.New("--kubernetes and --manifests exclude one another; give one of them")
+	case !o.kube.on && o.kube.kubeconfig+o.kube.context != "":
+		return cfg, errors.New("--kubeconfig and --kube-context say which Kubernetes is meant; give --kubernetes, too")
+	case !o.kube.on && o.manifests == "":
+		return cfg, errors.New("--manifests is empty; give the folder that holds the cluster's Kubernetes manifests, or --kubernetes")
 	}
 	if (o.caCert == "") != (o.caKey == "") {
 		return cfg, errors.New("--ca-cert and --ca-key belong together; give both or neither")
 	}
-	cfg.Source = apiserver.NewFolder(apiserver.FolderConfig{Dir: o.manifests, Cache: filepath.Join(o.stateDir, "manifests"), Log: log})
+	if o.kube.on {
+		if err := o.kube.into(&cfg, log); err != nil {
+			return cfg, err
+		}
+	} else {
+		cfg.Source = apiserver.NewFolder(apiserver.FolderConfig{Dir: o.manifests, Cache: filepath.Join(o.stateDir, "manifests"), Log: log})
+	}
 	for _, text := range o.podPrefixes {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {

@@ -39,7 +39,10 @@ func TestFlags(t *testing.T) {
 	}{
 		{[]string{"--cluster", "No Name"}, "not a DNS label"},
 		{[]string{"--cluster-id", "4096"}, "not between 1 and 4095"},
-		{[]string{"--manifests", ""}, "--manifests is empty"},
+		{[]string{"--manifests", ""}, "or --kubernetes"},
+		{[]string{"--kubernetes"}, "exclude one another"},
+		{[]string{"--kube-context", "x"}, "give --kubernetes, too"},
+		{[]string{"--manifests", "", "--kubernetes", "--kubeconfig", "/nowhere"}, "correct --kubeconfig"},
 		{[]string{"--pod-prefix", "10.1"}, `--pod-prefix: "10.1" is no prefix`},
 		{[]string{"--pod-prefix", "10.1.2.0/16"}, "write 10.1.0.0/16"},
 		{[]string{"--pod-prefix", "10.1.0.0/16,10.1.2.0/24"}, "overlap"},

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/flowcontrol"
@@ -141,6 +143,23 @@ func (c *Client) Group(gv schema.GroupVersion) (rest.Interface, error) {
 	}
 	c.groups[gv] = client
 	return client, nil
+}
+
+// Dynamic is a client of objects as they are in JSON.
+func (c *Client) Dynamic() (dynamic.Interface, error) { return dynamic.NewForConfig(c.config) }
+
+// Metadata is a client of objects' metadata alone.
+func (c *Client) Metadata() (metadata.Interface, error) { return metadata.NewForConfig(c.config) }
+
+// CloseIdle closes connections that nobody uses.
+func (c *Client) CloseIdle() {
+	for gv := range builtIn {
+		if g, err := c.Group(gv); err == nil {
+			if r, ok := g.(*rest.RESTClient); ok && r.Client != nil {
+				r.Client.CloseIdleConnections()
+			}
+		}
+	}
 }
 
 // RequestTime is how long one request may take that is not a watch.

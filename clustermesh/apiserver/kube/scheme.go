@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
 
@@ -21,7 +22,7 @@ var Scheme = func() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme,
-		authenticationv1.AddToScheme, eventsv1.AddToScheme, v1alpha2.Install,
+		authenticationv1.AddToScheme, eventsv1.AddToScheme, v1alpha2.Install, mcsv1beta1.Install,
 	} {
 		if err := add(s); err != nil {
 			panic(err)
