@@ -35,9 +35,10 @@ var law = map[string]struct {
 }{
 	"clustermesh":                         {may: []string{"kvstore", "clustermesh/pb"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "agent"}},
 	"clustermesh/pb":                      {may: []string{"grpc"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "agent"}},
-	"clustermesh/apiserver":               {may: []string{"clustermesh", "clustermesh/pb", "kvstore", "kvstore/etcd", "certs", "client-go", "grpc"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
-	"clustermesh/apiserver/kube":          {may: []string{"clustermesh", "clustermesh/apiserver", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
+	"clustermesh/apiserver":               {may: []string{"clustermesh", "clustermesh/apiserver/mcs", "clustermesh/pb", "kvstore", "kvstore/etcd", "certs", "client-go", "grpc"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
+	"clustermesh/apiserver/kube":          {may: []string{"clustermesh", "clustermesh/apiserver", "clustermesh/apiserver/mcs", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
 	"clustermesh/apiserver/kube/kubetest": {may: []string{"clustermesh/apiserver/kube", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
+	"clustermesh/apiserver/mcs":           {may: []string{"clustermesh", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd"}},
 	"kvstore":                             {never: []string{"etcd", "clustermesh", "agent", "client-go"}},
 	"kvstore/kvtest":                      {may: []string{"kvstore"}, never: []string{"etcd", "clustermesh", "agent"}},
 	"kvstore/etcd":                        {may: []string{"kvstore", "etcd", "grpc"}, never: []string{"clustermesh", "agent", "etcd server"}},

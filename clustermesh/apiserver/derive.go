@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/kvstore"
@@ -57,6 +58,7 @@ type deriver struct {
 	nodes      map[string]*nodeState
 	namespaces map[string]*corev1.Namespace
 	policies   map[unit]*policyState
+	exports    map[objectName]*v1beta1.ServiceExport
 	given      map[objectName]map[string]*discoveryv1.EndpointSlice // by service
 	givenOf    map[objectName]objectName                            // slice → service
 	nodeClaims map[string]*nodeClaim
@@ -118,6 +120,7 @@ func newDeriver(cfg deriveConfig) *deriver {
 		nodes:           make(map[string]*nodeState),
 		namespaces:      make(map[string]*corev1.Namespace),
 		policies:        make(map[unit]*policyState),
+		exports:         make(map[objectName]*v1beta1.ServiceExport),
 		given:           make(map[objectName]map[string]*discoveryv1.EndpointSlice),
 		givenOf:         make(map[objectName]objectName),
 		nodeClaims:      make(map[string]*nodeClaim),
@@ -158,6 +161,9 @@ func (d *deriver) touchAll(at clustermesh.Origin) {
 		d.touch(serviceUnit(name), at)
 	}
 	for name := range d.given {
+		d.touch(serviceUnit(name), at)
+	}
+	for name := range d.exports {
 		d.touch(serviceUnit(name), at)
 	}
 	for name := range d.pods {
@@ -227,6 +233,9 @@ func (d *deriver) refs() []Ref {
 		}
 		all = append(all, Ref{kind, u.name.Namespace, u.name.Name})
 	}
+	for n := range d.exports {
+		all = append(all, Ref{KindServiceExport, n.Namespace, n.Name})
+	}
 	for n := range d.givenOf {
 		all = append(all, Ref{KindEndpointSlice, n.Namespace, n.Name})
 	}
@@ -255,6 +264,9 @@ func (d *deriver) set(ref Ref, obj runtime.Object, at clustermesh.Origin) {
 	case KindClusterNetworkPolicy:
 		policy, _ := obj.(*clusterPolicy)
 		d.setClusterNetworkPolicy(ref, policy, at)
+	case KindServiceExport:
+		exp, _ := obj.(*v1beta1.ServiceExport)
+		d.setExport(name, exp, at)
 	case KindEndpointSlice:
 		slice, _ := obj.(*discoveryv1.EndpointSlice)
 		d.setSlice(name, slice, at)

@@ -37,6 +37,9 @@ func (d *deriver) setSlice(name objectName, s *discoveryv1.EndpointSlice, at clu
 		return
 	}
 	svc := objectName{name.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+	if svc.Name == "" {
+		return // no Service's of this cluster: an import's, perhaps
+	}
 	d.givenOf[name] = svc
 	put(d.given, svc, name.Name, s)
 	d.touch(serviceUnit(svc), at)
@@ -144,6 +147,12 @@ func (d *deriver) readEndpoint(family discoveryv1.AddressType, e discoveryv1.End
 	}
 	if e.Zone != nil {
 		ep.Zone = *e.Zone
+	}
+	if e.Hostname != nil {
+		if bad := validation.IsDNS1123Label(*e.Hostname); *e.Hostname != "" && len(bad) > 0 {
+			return clustermesh.Endpoint{}, fmt.Errorf("hostname %q: %s", *e.Hostname, bad[0])
+		}
+		ep.Hostname = clustermesh.MakeHostname(*e.Hostname)
 	}
 	ep.Hints, err = d.readHints(e.Hints)
 	return ep, err

@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/mcs"
 )
 
 // setService takes a Service. One that cannot be right is refused as a whole:
@@ -105,6 +106,7 @@ func clusterIPs(svc *corev1.Service) []string {
 func (d *deriver) deriveService(name objectName, y *yield) {
 	st := d.services[name]
 	if st == nil {
+		d.exportWithout(name, "there is no Service of this name", y)
 		return
 	}
 	if st.problem != nil {
@@ -115,6 +117,7 @@ func (d *deriver) deriveService(name objectName, y *yield) {
 		return
 	}
 	if st.svc.Spec.Type == corev1.ServiceTypeExternalName {
+		d.exportWithout(name, mcs.Exportable(st.svc), y)
 		return // a name in DNS, nothing to balance
 	}
 	object := Ref{KindService, name.Namespace, name.Name}.String()
@@ -125,22 +128,27 @@ func (d *deriver) deriveService(name objectName, y *yield) {
 			Fix: "correct the annotation; until then the last good setting stays in force"})
 		settings = d.storedSettings(name)
 	}
+	settings.into(r)
+	d.multicluster(name, st.svc, r, y)
+	r.Origin = y.at
+	if r.Import != "" {
+		warnings = nil // its settings hold without being global
+	}
 	for _, w := range warnings {
 		y.problem(Problem{Object: object, What: "an annotation has no effect", Why: w, Fix: "correct or remove it"})
 	}
-	settings.into(r)
-	r.Origin = y.at
 	if svc := st.svc; svc.Spec.Type == corev1.ServiceTypeNodePort && slices.ContainsFunc(r.Ports, func(p clustermesh.Port) bool { return p.NodePort == 0 }) {
 		y.problem(Problem{Object: object, What: "a port has no node port", Why: "its type is NodePort, and no nodePort is given",
 			Fix: "write a nodePort into the manifest: nobody allocates one"})
 	}
 	scope := clustermesh.ScopeLocal
-	if settings.exported() {
+	if settings.exported() || r.Export != nil {
 		scope = clustermesh.ScopeExport
 	}
 	y.put(scope, r, object)
 	for _, slice := range d.slices(name, st, scope, y) {
 		slice.Origin = y.at
+		nameless(r, slice)
 		y.put(scope, slice, object)
 	}
 }

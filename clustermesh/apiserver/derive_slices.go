@@ -72,6 +72,9 @@ func (d *deriver) derivedSlices(name objectName, st *serviceState) []*clustermes
 				Terminating: terminating,
 			}
 			ep.Hints = hintsFor(prefer, ep)
+			if pod.Spec.Subdomain == name.Name {
+				ep.Hostname = clustermesh.MakeHostname(pod.Spec.Hostname)
+			}
 			g.endpoints = append(g.endpoints, ep)
 		}
 	}

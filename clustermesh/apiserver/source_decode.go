@@ -18,20 +18,22 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 )
 
-// scheme holds the four API groups a source delivers from and no more: the
+// scheme holds the five API groups a source delivers from and no more: the
 // whole client-go scheme costs every start and every build dearly.
 var scheme = func() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, v1alpha2.Install} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, v1alpha2.Install, v1beta1.Install} {
 		if err := add(s); err != nil {
 			panic(err)
 		}
 	}
 	s.AddKnownTypes(clusterPolicyBeta, &v1alpha2.ClusterNetworkPolicy{})
+	s.AddKnownTypes(serviceExportAlpha, &v1beta1.ServiceExport{})
 	return s
 }()
 
@@ -41,9 +43,13 @@ var decoder = serializer.NewCodecFactory(scheme, serializer.EnableStrict).Univer
 // for the same fields.
 var clusterPolicyBeta = schema.GroupVersion{Group: v1alpha2.GroupName, Version: "v1beta1"}
 
+// serviceExportAlpha is the older version of ServiceExport: another name for the
+// same fields.
+var serviceExportAlpha = schema.GroupVersion{Group: v1beta1.GroupName, Version: "v1alpha1"}
+
 // namespaced are the kinds a source delivers, and whether they live in a namespace.
 var namespaced = map[string]bool{
-	KindService: true, KindPod: true, KindNetworkPolicy: true, KindEndpointSlice: true,
+	KindService: true, KindPod: true, KindNetworkPolicy: true, KindEndpointSlice: true, KindServiceExport: true,
 	KindNode: false, KindNamespace: false, KindClusterNetworkPolicy: false,
 }
 
@@ -212,7 +218,7 @@ func (d *document) addObject(text []byte, apiVersion, kind string) error {
 	}
 	inNamespace, wanted := namespaced[kind]
 	if !wanted || !scheme.Recognizes(gvk) {
-		d.notes = append(d.notes, fmt.Sprintf("%s of %s is ignored: only Service, Pod, Node, Namespace, NetworkPolicy, ClusterNetworkPolicy and EndpointSlice are read", kind, apiVersion))
+		d.notes = append(d.notes, fmt.Sprintf("%s of %s is ignored: only Service, Pod, Node, Namespace, NetworkPolicy, ClusterNetworkPolicy, EndpointSlice and ServiceExport are read", kind, apiVersion))
 		return nil
 	}
 	obj, _, err := decoder.Decode(text, &gvk, nil)

@@ -12,6 +12,7 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/mcs"
 )
 
 // The trim functions build an object anew out of what the mesh API server reads,
@@ -63,6 +64,9 @@ func trimService(o runtime.Object) runtime.Object {
 	})
 	if len(t.Annotations) == 0 {
 		t.Annotations = nil
+	}
+	if imports := mcs.Imports(s); imports != "" {
+		t.Labels = map[string]string{mcsv1beta1.LabelServiceName: imports}
 	}
 	t.Spec.Selector = nil // EndpointSlices are Kubernetes' work
 	t.Status.LoadBalancer = s.Status.LoadBalancer
