@@ -7,19 +7,24 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 TAGS     = grpcnotrace
 BIN      = bin
 RUNS     = 5
-PROGRAMS = tombolo tombolo-apiserver tombolo-agent tombolo-cni
+PROGRAMS = tombolo tombolo-apiserver tombolo-agent tombolo-cni tombolo-install
 
 # What kube-proxy the data plane is compared with: test/bench/kubeproxy, a module of its own.
 KUBERNETES = $(shell awk '$$2 == "k8s.io/kubernetes" {print $$3}' test/bench/kubeproxy/go.mod)
 KUBE_LD    = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitTreeState=clean
 
-.PHONY: build demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes generate clean help
+IMAGE    = tombolo.io/tombolo
+
+.PHONY: build image demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes generate clean help
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build the four programs into bin/ (static)
+build: ## build the programs into bin/ (static)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS))
+
+image: build ## the container image as an archive, bin/tombolo-image.tar; needs no container tool
+	$(GO) run ./deploy/image -bin $(BIN) -repository $(IMAGE) -version '$(VERSION)' -revision '$(shell git rev-parse HEAD 2>/dev/null)' -o $(BIN)/tombolo-image.tar
 
 demo: build ## the main job, end to end, on this machine; needs root
 	@$(BIN)/tombolo demo $(DEMO)

@@ -20,6 +20,7 @@ var heavy = map[string]string{
 	"go.etcd.io/etcd/":              "etcd",
 	"k8s.io/":                       "client-go",
 	"github.com/cilium/ebpf":        "ebpf",
+	"helm.sh/helm/":                 "helm",
 	"golang.zx2c4.com/wireguard/wg": "wgctrl",
 	"golang.zx2c4.com/wireguard":    "wireguard-go",
 	"github.com/vishvananda/netl":   "netlink",
@@ -54,7 +55,12 @@ var law = map[string]struct {
 	"agent/tunnel":                        {may: []string{"wireguard-go", "netlink"}, never: []string{"agent", "clustermesh", "kvstore"}},
 	"bpf":                                 {may: []string{"ebpf", "netlink"}, never: []string{"agent", "clustermesh", "kvstore", "certs"}},
 	"certs":                               {never: []string{"agent", "clustermesh", "kvstore", "bpf", "grpc"}},
-	"cmd/tombolo":                         {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "relay/pod", "grpc"}, never: []string{"etcd server", "k8s.io/client-go/kubernetes"}},
+	"cmd/tombolo":                         {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "relay/pod", "deploy/request", "grpc"}, never: []string{"etcd server", "helm", "k8s.io/client-go/kubernetes"}},
+	"cmd/tombolo-install":                 {may: []string{"deploy/install", "deploy/request"}, never: []string{"etcd server", "ebpf", "agent", "clustermesh/apiserver"}},
+	"deploy":                              {},
+	"deploy/image":                        {},
+	"deploy/install":                      {may: []string{"deploy", "deploy/request", "helm", "client-go"}, never: []string{"etcd server", "ebpf", "agent", "clustermesh/apiserver"}},
+	"deploy/request":                      {never: []string{"helm", "client-go"}},
 	"cmd/tombolo-apiserver":               {may: []string{"relay", "clustermesh/apiserver", "clustermesh/apiserver/kube", "clustermesh", "kvstore", "kvstore/etcd", "kvstore/etcd/embed", "certs"}, never: []string{"agent", "bpf", "netlink"}},
 	"cmd/tombolo-agent":                   {may: []string{"agent/cni", "relay", "agent", "agent/register", "agent/linux", "agent/tunnel", "bpf", "certs", "clustermesh", "kvstore", "kvstore/etcd"}, never: []string{"client-go", "etcd server"}},
 	"cmd/tombolo-cni":                     {may: []string{"netlink", "agent/cni", "agent"}, never: []string{"etcd", "client-go", "ebpf"}},
@@ -79,6 +85,7 @@ var law = map[string]struct {
 // only names packages that nobody but the listed may import.
 var only = map[string][]string{
 	"kvstore/etcd/embed": {"cmd/tombolo-apiserver"},
+	"deploy/install":     {"cmd/tombolo-install"},
 	"test/lab":           {"cmd/tombolo", "test/lab/demo"},
 	"test/lab/demo":      {"cmd/tombolo"},
 }

@@ -105,7 +105,7 @@ func didYouMean(typed string, names []string) string {
 	if len(near) > 0 {
 		return "; did you mean " + strings.Join(near, " or ") + "?"
 	}
-	if len(names) > 0 && len(names) <= 12 {
+	if len(names) > 0 && len(names) <= 16 {
 		return "; there are " + strings.Join(names, ", ")
 	}
 	return ""
