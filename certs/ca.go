@@ -110,6 +110,94 @@ func LoadCA(cluster string, now time.Time, certFile, keyFile string, rootFiles .
 	return ca, ca.check(now)
 }
 
+// ParseCA is LoadCA for text: chain is the certificate whose key is in key, and
+// what is above it. roots adds further trust anchors; those that have expired by
+// now are left out, as whoever keeps them need not know when to forget them.
+func ParseCA(cluster string, now time.Time, chain, key []byte, roots ...[]byte) (*CA, error) {
+	if err := CheckCluster(cluster); err != nil {
+		return nil, err
+	}
+	ca, err := parseCA(chain, key)
+	if err != nil {
+		return nil, err
+	}
+	ca.cluster = cluster
+	if err := ca.check(now); err != nil {
+		return nil, err
+	}
+	return ca.WithRoots(now, roots...)
+}
+
+// WithRoots is the same CA with further trust anchors, as far as they have not
+// expired.
+func (ca *CA) WithRoots(now time.Time, roots ...[]byte) (*CA, error) {
+	more := *ca
+	more.bundle = slices.Clone(ca.bundle)
+	for _, text := range roots {
+		if len(text) == 0 {
+			continue
+		}
+		parsed, err := ParseBundle(text)
+		if err != nil {
+			return nil, fmt.Errorf("further roots: %w", err)
+		}
+		parsed = slices.DeleteFunc(parsed, func(c *x509.Certificate) bool { return now.After(c.NotAfter) })
+		if err := more.addRoots(parsed); err != nil {
+			return nil, fmt.Errorf("further roots: %w", err)
+		}
+	}
+	return &more, nil
+}
+
+// MakeCA is a new CA of a cluster: its certificate and its key, PEM.
+func MakeCA(cluster string, now time.Time) (cert, key []byte, err error) {
+	if err := CheckCluster(cluster); err != nil {
+		return nil, nil, err
+	}
+	text, err := newCA(cluster, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	return SplitCA(text)
+}
+
+// SplitCA takes the text of a file that holds certificates and their key apart.
+func SplitCA(both []byte) (cert, key []byte, err error) {
+	signer, err := findKey(both)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(signer)
+	if err != nil {
+		return nil, nil, err
+	}
+	return onlyCerts(both), pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+}
+
+// ChainWith puts what an issuer hands out beside a certificate into the order that
+// is wanted: chain, followed by those of above that sign what stands last. The
+// others of above come back as further roots.
+func ChainWith(chain, above []byte) (whole, roots []byte, err error) {
+	certs, err := ParseBundle(onlyCerts(chain))
+	if err != nil {
+		return nil, nil, err
+	}
+	rest, err := ParseBundle(onlyCerts(above))
+	if len(bytes.TrimSpace(above)) > 0 && err != nil {
+		return nil, nil, err
+	}
+	rest = slices.DeleteFunc(rest, func(c *x509.Certificate) bool { return slices.ContainsFunc(certs, c.Equal) })
+	for last := certs[len(certs)-1]; last.CheckSignatureFrom(last) != nil; last = certs[len(certs)-1] {
+		i := slices.IndexFunc(rest, func(up *x509.Certificate) bool { return last.CheckSignatureFrom(up) == nil })
+		if i < 0 {
+			break
+		}
+		certs = append(certs, rest[i])
+		rest = slices.Delete(rest, i, i+1)
+	}
+	return encodeCerts(certs...), encodeCerts(rest...), nil
+}
+
 func caName(cluster string) string { return "tombolo CA of " + cluster }
 
 func newCA(cluster string, now time.Time) ([]byte, error) {

@@ -49,6 +49,8 @@ type Config struct {
 	// start. CARoots is a file of further trust anchors to announce: roots to come
 	// or to go. The files are read again when they change.
 	CACert, CAKey, CARoots string
+	// CAKeeper keeps the CA instead of files. nil = files.
+	CAKeeper CAKeeper
 	// Reload has the files read again at once. nil = nobody asks.
 	Reload <-chan os.Signal
 
@@ -60,7 +62,10 @@ type Config struct {
 	Ready func()
 
 	LeaseTTL time.Duration // of the leader key; default 10 s
-	Guard    time.Duration // least time between two lists that must agree on a mass delete; default 30 s
+	// CAAnnounce is how long a new root is announced before the CA that has it
+	// signs; default 5 min.
+	CAAnnounce time.Duration
+	Guard      time.Duration // least time between two lists that must agree on a mass delete; default 30 s
 }
 
 // Validate reports the first setting that cannot work, and fills in defaults.
@@ -101,6 +106,9 @@ func (c *Config) Validate() error {
 	}
 	if c.LeaseTTL == 0 {
 		c.LeaseTTL = 10 * time.Second
+	}
+	if c.CAAnnounce == 0 {
+		c.CAAnnounce = 5 * time.Minute
 	}
 	if c.Guard == 0 {
 		c.Guard = 30 * time.Second

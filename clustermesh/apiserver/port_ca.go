@@ -29,6 +29,9 @@ const (
 // ca is the CA that signs at present.
 func (p *Port) ca() *certs.CA { return p.caNow.Load() }
 
+// errNotAnnounced: nodes and peers have not been told of a CA's root.
+var errNotAnnounced = errors.New("not announced yet")
+
 // ReplaceCA has another CA sign from now on, or other roots be announced, while
 // everything runs. What others trust decides: a CA whose root they have not been
 // told of, and one that drops the root that they still use, are refused.
@@ -38,8 +41,8 @@ func (p *Port) ReplaceCA(ctx context.Context, next *certs.CA) error {
 		return nil
 	}
 	if certs.SharedRoot(old.Bundle(), next.RootPEM()) == nil {
-		return fmt.Errorf("its root (fingerprint %s) has not been announced to nodes and peers, so they would refuse what it signs; "+
-			"add that root to --ca-roots first, and switch when they have learned of it, some minutes later", next.Fingerprint())
+		return fmt.Errorf("%w: its root (fingerprint %s) has not been announced to nodes and peers, so they would refuse what it signs; "+
+			"add that root to --ca-roots first, and switch when they have learned of it, some minutes later", errNotAnnounced, next.Fingerprint())
 	}
 	if certs.SharedRoot(next.Bundle(), old.RootPEM()) == nil {
 		return fmt.Errorf("the former root (fingerprint %s) is not among the new roots, so all certificates in use would be refused; "+

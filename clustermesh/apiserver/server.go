@@ -39,7 +39,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if handle.Close != nil {
 		defer handle.Close()
 	}
-	s, err := newServer(cfg, state, handle)
+	s, err := newServer(ctx, cfg, state, handle)
 	if err != nil {
 		return err
 	}
@@ -62,16 +62,17 @@ type server struct {
 	gate     *gate
 	problems *Problems
 	registry *registry
-	caFiles  *caFiles
+	caFiles  *caFiles      // where the CA is kept: in files,
+	caKept   *keptCA       // or elsewhere
 	bundle   func() []byte // to announce: the CA's
 	port     *Port
 	admin    *Admin
 	follow   atomic.Pointer[kvstore.FollowStatus] // of the watch cache
 }
 
-func newServer(cfg Config, state *stateDir, handle StoreHandle) (*server, error) {
+func newServer(ctx context.Context, cfg Config, state *stateDir, handle StoreHandle) (*server, error) {
 	s := newPublishing(cfg, state, handle)
-	if err := s.openPort(); err != nil {
+	if err := s.openPort(ctx); err != nil {
 		return nil, err
 	}
 	s.admin = NewAdmin(AdminConfig{
@@ -113,13 +114,11 @@ func newPublishing(cfg Config, state *stateDir, handle StoreHandle) *server {
 }
 
 // openPort opens the CA and the leaf and makes the mesh port.
-func (s *server) openPort() error {
-	files := newCAFiles(s.cfg)
-	ca, err := files.load(time.Now())
+func (s *server) openPort(ctx context.Context) error {
+	ca, err := s.openCA(ctx)
 	if err != nil {
 		return err
 	}
-	s.caFiles = files
 	leaf, err := certs.NewLeaf(filepath.Join(s.cfg.StateDir, "leaf"), certs.APIServer(s.cfg.Cluster), s.log)
 	if err != nil {
 		return err
@@ -168,7 +167,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	s.startPublishing(start)
 	start("mesh port", func(ctx context.Context) error { return s.port.Run(ctx, mesh) })
-	start("CA files", func(ctx context.Context) error { s.followCAFiles(ctx); return nil })
+	start("CA", func(ctx context.Context) error { s.followCA(ctx); return nil })
 	start("admin socket", func(ctx context.Context) error { return s.admin.Run(ctx, socket) })
 	if metrics != nil {
 		start("metrics", func(ctx context.Context) error { return serveMetrics(ctx, metrics, s) })

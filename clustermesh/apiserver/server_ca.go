@@ -11,6 +11,24 @@ import (
 	"github.com/tombolo-mesh/tombolo/certs"
 )
 
+// openCA opens the CA where it is kept.
+func (s *server) openCA(ctx context.Context) (ca *certs.CA, err error) {
+	if s.cfg.CAKeeper != nil {
+		s.caKept = &keptCA{server: s, keeper: s.cfg.CAKeeper}
+		return s.caKept.open(ctx)
+	}
+	s.caFiles = newCAFiles(s.cfg)
+	return s.caFiles.load(time.Now())
+}
+
+func (s *server) followCA(ctx context.Context) {
+	if s.caKept != nil {
+		s.caKept.follow(ctx)
+		return
+	}
+	s.followCAFiles(ctx)
+}
+
 // caFiles are the files that the CA is read from.
 type caFiles struct {
 	cluster         string
