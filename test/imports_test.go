@@ -37,7 +37,7 @@ var law = map[string]struct {
 	"clustermesh":                         {may: []string{"kvstore", "clustermesh/pb"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "agent"}},
 	"clustermesh/pb":                      {may: []string{"grpc"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "agent"}},
 	"clustermesh/apiserver":               {may: []string{"clustermesh", "clustermesh/apiserver/mcs", "clustermesh/pb", "kvstore", "kvstore/etcd", "certs", "client-go", "grpc"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
-	"clustermesh/apiserver/kube":          {may: []string{"clustermesh", "clustermesh/apiserver", "clustermesh/apiserver/mcs", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
+	"clustermesh/apiserver/kube":          {may: []string{"certs", "clustermesh", "clustermesh/apiserver", "clustermesh/apiserver/mcs", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
 	"clustermesh/apiserver/kube/kubetest": {may: []string{"clustermesh/apiserver/kube", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
 	"clustermesh/apiserver/mcs":           {may: []string{"clustermesh", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd"}},
 	"kvstore":                             {never: []string{"etcd", "clustermesh", "agent", "client-go"}},

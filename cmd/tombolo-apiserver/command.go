@@ -128,6 +128,9 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 	if (o.caCert == "") != (o.caKey == "") {
 		return cfg, errors.New("--ca-cert and --ca-key belong together; give both or neither")
 	}
+	if err := o.kube.join.check(o.kube.on, o.caCert+o.caKey+o.caRoots); err != nil {
+		return cfg, err
+	}
 	if o.kube.on {
 		if err := o.kube.into(&cfg, log); err != nil {
 			return cfg, err

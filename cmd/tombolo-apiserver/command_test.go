@@ -47,6 +47,8 @@ func TestFlags(t *testing.T) {
 		{[]string{"--pod-prefix", "10.1.2.0/16"}, "write 10.1.0.0/16"},
 		{[]string{"--pod-prefix", "10.1.0.0/16,10.1.2.0/24"}, "overlap"},
 		{[]string{"--ca-cert", "x"}, "belong together"},
+		{[]string{"--ca-secret", "x"}, "--ca-secret needs --kubernetes"},
+		{[]string{"--ca-secret-supplied"}, "--ca-secret-supplied says who makes"},
 		{[]string{"--etcd-endpoints", "https://e:2379", "--etcd-cert", "x"}, "belong together"},
 		{[]string{"--etcd-endpoints", "https://e:2379", "--etcd-ca", "/nowhere"}, "--etcd-ca"},
 		{[]string{"--log-level", "loud"}, `"loud" is not one of`},

@@ -21,6 +21,7 @@ type kubeOptions struct {
 	meshConfig   string
 	audience     string
 	agentAccount string
+	join         kubeJoinOptions
 }
 
 func (o *kubeOptions) flags(f *pflag.FlagSet) {
@@ -31,6 +32,7 @@ func (o *kubeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.meshConfig, "mesh-config", "tombolo-mesh", "ConfigMap in the own namespace in which the leader keeps the addresses of the mesh port and the CA bundle, for the agents")
 	f.StringVar(&o.audience, "token-audience", "tombolo", "audience of the service-account tokens that nodes register with")
 	f.StringVar(&o.agentAccount, "agent-service-account", "", "namespace/name of the ServiceAccount whose tokens may register nodes (default: tombolo-agent in the own namespace)")
+	o.join.flags(f)
 }
 
 // into has the server live on Kubernetes.
@@ -52,5 +54,6 @@ func (o *kubeOptions) into(cfg *apiserver.Config, log *slog.Logger) error {
 	}
 	cfg.Source = kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: true, Log: log})
 	cfg.SlicesGiven = true
+	o.join.into(cfg, client)
 	return nil
 }
