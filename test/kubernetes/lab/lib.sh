@@ -83,9 +83,9 @@ wire() {
 # up.sh put the lab's own routes there, and for control planes (labfwd is inside).
 cold() {
   [[ $LAB_CNI = 0 && $1 != *-cp ]] || return 0
+  # its cable first: the namespace itself may be held for some moments more
+  ip -n "$(netns u)" link del "v-$1" 2> /dev/null || true
   ip netns del "$(netns "$1")"
-  # the other end of its cable goes with the namespace, some moments later
-  for _ in $(seq 200); do ip -n "$(netns u)" link show "v-$1" > /dev/null 2>&1 || break; sleep 0.05; done
   wire "$1" "$(sed -n 's/^CLUSTER=//p' "$LAB_DIR/m/$1/env")" "$(sed -n 's/^HOST=//p' "$LAB_DIR/m/$1/env")"
 }
 
