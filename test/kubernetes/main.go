@@ -14,6 +14,9 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
 )
 
 // options are the flags.
@@ -36,6 +39,8 @@ type options struct {
 
 func main() {
 	janitor()
+	// What client-go has to say of connections that we close is no news.
+	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	o, err := parse(os.Args[1:], os.Stderr)
