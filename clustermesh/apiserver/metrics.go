@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -96,5 +97,19 @@ func metricsHandler(s *server) http.Handler {
 	reg.MustRegister(metricsCollector{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
+	mux.HandleFunc("GET /readyz", s.serveReady)
 	return mux
+}
+
+// serveReady: a replica is ready while it follows its store, so that what it serves
+// is present. Whether it leads, and whether Kubernetes answers it, does not matter to readers.
+func (s *server) serveReady(w http.ResponseWriter, _ *http.Request) {
+	f := s.follow.Load()
+	if f == nil || !f.Connected {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintln(w, "not ready: the store is not followed; look at tombolo status")
+		return
+	}
+	fmt.Fprintln(w, "ready")
 }

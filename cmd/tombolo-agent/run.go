@@ -14,9 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/agent/register"
@@ -65,6 +62,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	go server.Serve(listener)
 	defer os.Remove(o.socket)
 	defer server.Close()
+	if o.metrics != "" {
+		stop, err := n.serveMetrics(ctx)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	if err := n.open(); err != nil {
 		return err
 	}
@@ -267,9 +271,6 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	task("pods that are gone", func() error { n.sweepPods(ctx, a); return nil })
 	task("health check ports", func() error { return answers.Run(ctx) })
 	task("flows", func() error { return n.sweeper.Run(ctx) })
-	if n.o.metrics != "" {
-		task("metrics", func() error { return serveMetrics(ctx, n.o.metrics, a) })
-	}
 	n.log.Info("agent started", "cluster", facts.Cluster, "node", n.o.node, "number", facts.Number, "prefixes", facts.PodPrefixes)
 	<-ctx.Done()
 	wg.Wait()
@@ -344,20 +345,4 @@ func (n *node) conditions() (out []clustermesh.Problem) {
 // pushed out.
 func flowsDetail(c linux.FlowCount) string {
 	return fmt.Sprintf("%d of %d rows in use, %d timed out", c.Rows, c.Size, c.Expired)
-}
-
-func serveMetrics(ctx context.Context, addr string, a *agent.Agent) error {
-	reg := prometheus.NewRegistry()
-	if c := a.Collector(); c != nil {
-		reg.MustRegister(c)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	s := &http.Server{Addr: addr, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("--metrics %s: %w", addr, err)
-	}
-	return nil
 }

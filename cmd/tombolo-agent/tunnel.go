@@ -9,6 +9,7 @@ import (
 func newTunnel() *cobra.Command {
 	var cfg tunnel.Config
 	var level string
+	var ifNeeded bool
 	cmd := &cobra.Command{
 		Use:   "tunnel --device NAME",
 		Short: "Hold a user-space WireGuard device, for kernels without WireGuard",
@@ -24,12 +25,24 @@ WireGuard it is not needed.`,
 			if cfg.Log, err = logger(level); err != nil {
 				return err
 			}
+			if ifNeeded {
+				has, err := tunnel.KernelHas()
+				if err != nil {
+					return err
+				}
+				if has {
+					cfg.Log.Info("this kernel has WireGuard: there is nothing to hold, and this waits")
+					<-cmd.Context().Done()
+					return nil
+				}
+			}
 			return tunnel.Run(cmd.Context(), cfg)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.Device, "device", "tombolo0", "`NAME` of the device; unique on the machine")
 	f.IntVar(&cfg.MTU, "mtu", tunnel.DefaultMTU, "first MTU in `BYTES`; the agent sets what fits the underlay")
+	f.BoolVar(&ifNeeded, "if-needed", false, "where the kernel has WireGuard, do nothing but wait for the end")
 	f.StringVar(&level, "log-level", "info", "`LEVEL`: debug, info, warn or error")
 	return cmd
 }

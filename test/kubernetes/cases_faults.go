@@ -160,10 +160,10 @@ func nodePowerCut(t *T) {
 		})
 		t.Note("%s: every request is answered after %.1f s", p, took.Seconds())
 	}
+	begin := time.Now()
 	t.Lab.Boot(t, victim)
 	booted = true
-	t.Note("booted: Ready after %.1f s", a.NodesReady(t, 3*time.Minute).Seconds())
-	a.Rolled(t)
+	t.Note("booted: Tombolo and its pods are ready after %.1f s", a.Booted(t, begin, a.Nodes[1], systemNamespace, ns).Seconds())
 	for _, server := range a.Ready(t, ns, "web", 2) {
 		for _, p := range []*Pod{client, remote} {
 			p.Reaches(t, server.String(), server.IPs(), 8080, 9000)
@@ -197,9 +197,14 @@ func clusterPowerCut(t *T) {
 		_, err := a.Client.Discovery().ServerVersion()
 		return err
 	})
-	a.NodesReady(t, 3*time.Minute)
-	a.Rolled(t)
+	for _, n := range a.Nodes {
+		a.Booted(t, begin, n, systemNamespace)
+	}
 	t.Note("booted: Tombolo is ready after %.1f s", time.Since(begin).Seconds())
+	for _, n := range a.Nodes {
+		a.Booted(t, begin, n, "kube-system", ns)
+	}
+	a.NodesReady(t, time.Minute)
 	a.Ready(t, ns, "web", 2)
 	for _, p := range own {
 		p.wait(t)

@@ -118,6 +118,32 @@ func (c *Cluster) NodesReady(t *T, limit time.Duration) time.Duration {
 	})
 }
 
+// Booted waits until all pods of these namespaces that are on a node were started after
+// its boot, and are ready: until the kubelet is back, the API server knows of no power cut.
+func (c *Cluster) Booted(t *T, since time.Time, node Node, namespaces ...string) time.Duration {
+	t.Within(4*time.Minute, node.Name+": all pods have started again", func() error {
+		for _, ns := range namespaces {
+			pods, err := c.Client.CoreV1().Pods(ns).List(t.ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node.Name})
+			if err != nil {
+				return err
+			}
+			for i := range pods.Items {
+				p := &pods.Items[i]
+				for _, s := range p.Status.ContainerStatuses {
+					if s.State.Running == nil || s.State.Running.StartedAt.Before(&metav1.Time{Time: since.Truncate(time.Second)}) {
+						return fmt.Errorf("%s/%s has not: %s", ns, p.Name, notReady(p))
+					}
+				}
+				if !isReady(p) {
+					return fmt.Errorf("%s/%s is not ready: %s", ns, p.Name, notReady(p))
+				}
+			}
+		}
+		return nil
+	})
+	return time.Since(since)
+}
+
 func (c *Cluster) deployment(ctx context.Context, ns, name string) (*appsv1.Deployment, error) {
 	return c.Client.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
 }
