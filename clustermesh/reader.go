@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,9 @@ type ReaderConfig struct {
 	Admission Admission
 	// Scope to read: export (default), local (of the own cluster), or mirror.
 	Scope Scope
+	// Kinds are those to keep, beside the cluster's own record; nil = all. The
+	// others are not even decoded.
+	Kinds []Kind
 	// Out receives every Update, in order, in the goroutine that feeds the
 	// Reader; it may block.
 	Out func(Update)
@@ -204,6 +208,9 @@ func (r *Reader) checkMarkerEvents(events []kvstore.Event) error {
 
 // list adds one record to the fresh view.
 func (r *Reader) list(e *kvstore.Event) {
+	if r.skips(e) {
+		return
+	}
 	k, rec, err := r.read(e)
 	if err == nil && rec != nil {
 		err = r.fresh.put(rec)
@@ -220,6 +227,9 @@ func (r *Reader) list(e *kvstore.Event) {
 
 // change is one admitted change of the watch.
 func (r *Reader) change(e *kvstore.Event) (Change, bool) {
+	if r.skips(e) {
+		return Change{}, false
+	}
 	k, rec, err := r.read(e)
 	if err != nil {
 		r.refuse(e.KV.Key, err)
@@ -233,6 +243,16 @@ func (r *Reader) change(e *kvstore.Event) (Change, bool) {
 		return Change{Key: k, Record: a.clone(r.decoder.in)}, true
 	}
 	return Change{Key: k, Record: owned(rec)}, true
+}
+
+// skips: an event of a kind that is not kept.
+func (r *Reader) skips(e *kvstore.Event) bool {
+	if r.cfg.Kinds == nil {
+		return false
+	}
+	rest, ok := strings.CutPrefix(e.KV.Key, r.prefix)
+	kind, _, _ := strings.Cut(rest, "/")
+	return ok && kind != string(KindCluster) && !slices.Contains(r.cfg.Kinds, Kind(kind))
 }
 
 // read parses, decodes and admits one event. The key's name and a borrowed

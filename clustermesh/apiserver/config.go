@@ -56,6 +56,8 @@ type Config struct {
 
 	Version string
 	Log     *slog.Logger // nil = discard
+	// Multicluster has the exported services of all clusters followed: see Running.
+	Multicluster bool
 	// Parts run beside the rest, some on the leading replica alone.
 	Parts []Part
 	// Ready is called once, when the port and the admin socket answer.

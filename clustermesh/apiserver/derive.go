@@ -37,6 +37,8 @@ type deriveConfig struct {
 	// Identity and NodeNumber look numbers up; 0 = none yet.
 	Identity   func(labelText string) uint32
 	NodeNumber func(node string) uint16
+	// Namespace hears which namespaces there are; nil = nobody asks.
+	Namespace func(name string, exists bool)
 	// Stored is what the store holds under a key at present, nil if nothing:
 	// where the last good setting of a service is found after a restart.
 	Stored func(key string) []byte

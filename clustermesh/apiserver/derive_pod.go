@@ -88,6 +88,9 @@ func (d *deriver) setNamespace(name string, ns *corev1.Namespace, at clustermesh
 	} else {
 		d.namespaces[name] = ns
 	}
+	if d.cfg.Namespace != nil {
+		d.cfg.Namespace(name, ns != nil)
+	}
 	for pod, st := range d.podsByNamespace[name] {
 		text := d.identityText(st.pod)
 		if text == st.text {

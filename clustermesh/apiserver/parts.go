@@ -33,6 +33,8 @@ type Running struct {
 	// what else the store holds. It is shown once CacheReady is closed.
 	Records    kvstore.Store
 	CacheReady <-chan struct{}
+	// Exports are the exported services of the mesh; nil without Config.Multicluster.
+	Exports *Exports
 	// Problems takes what an operator should know; a part uses areas that begin
 	// with its name.
 	Problems *Problems
@@ -46,7 +48,7 @@ type Running struct {
 func (s *server) running() *Running {
 	return &Running{
 		Cluster: s.cfg.Cluster, ID: s.cfg.ID, Version: s.cfg.Version, Records: s.cache, CacheReady: s.cache.Ready(),
-		Problems: s.problems, Admin: s.admin, Bundle: s.bundle, Log: s.log,
+		Exports: s.exports, Problems: s.problems, Admin: s.admin, Bundle: s.bundle, Log: s.log,
 	}
 }
 

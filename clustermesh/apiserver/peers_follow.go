@@ -27,7 +27,7 @@ import (
 // contact is what is known of one peer's mesh port.
 type contact struct {
 	stop   context.CancelFunc
-	dialed string // addresses in use, to notice a change
+	dialed string // addresses in use and what the peer was admitted for, to notice a change
 
 	mu        sync.Mutex
 	reachable bool
@@ -98,12 +98,15 @@ func (p *Port) matchContacts(ctx context.Context, running *sync.WaitGroup) {
 	cs := &p.contacts
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
+	if p.cfg.Exports != nil {
+		p.cfg.Exports.SetPeers(p.peers.List())
+	}
 	wanted := make(map[string]*clustermesh.Peer)
 	for _, peer := range p.peers.List() {
 		wanted[peer.Name] = peer
 	}
 	for name, c := range cs.all {
-		if peer := wanted[name]; peer == nil || addressesText(peer) != c.dialed {
+		if peer := wanted[name]; peer == nil || admittedText(peer) != c.dialed {
 			c.stop()
 			delete(cs.all, name)
 			if peer == nil {
@@ -116,7 +119,7 @@ func (p *Port) matchContacts(ctx context.Context, running *sync.WaitGroup) {
 			continue
 		}
 		own, stop := context.WithCancel(ctx)
-		c := &contact{stop: stop, dialed: addressesText(peer), err: errNotYetReached}
+		c := &contact{stop: stop, dialed: admittedText(peer), err: errNotYetReached}
 		cs.all[name] = c
 		running.Go(func() { p.followPeer(own, peer, c) })
 	}
@@ -125,6 +128,10 @@ func (p *Port) matchContacts(ctx context.Context, running *sync.WaitGroup) {
 var errNotYetReached = errors.New("not reached yet")
 
 func addressesText(p *clustermesh.Peer) string { return fmt.Sprint(p.MeshAddresses) }
+
+func admittedText(p *clustermesh.Peer) string {
+	return fmt.Sprint(p.MeshAddresses, p.ID, p.PodPrefixes, p.MaxKeys, p.MaxBytes)
+}
 
 // followPeer follows one peer's cluster record until ctx ends.
 func (p *Port) followPeer(ctx context.Context, peer *clustermesh.Peer, c *contact) {
@@ -137,6 +144,11 @@ func (p *Port) followPeer(ctx context.Context, peer *clustermesh.Peer, c *contac
 		return
 	}
 	defer closeAll()
+	if x := p.cfg.Exports; x != nil {
+		var exports sync.WaitGroup
+		defer exports.Wait() // before the connections are closed
+		exports.Go(func() { x.followPeer(ctx, peer, stores) })
+	}
 	key := clustermesh.ClusterKey(clustermesh.ScopeExport, peer.Name)
 	sink := &contactSink{port: p, contact: c, ctx: ctx, peer: peer.Name, key: key}
 	err = kvstore.Follow(ctx, kvstore.FollowConfig{Stores: stores, Prefix: key, Sink: sink, Log: p.log})

@@ -35,6 +35,9 @@ type PortConfig struct {
 	// Watched is followed for the peers; nil = Store. A watch cache that outlives
 	// the loss of the store keeps the peers as well.
 	Watched kvstore.Store
+	// Exports follows the peers' exported services on the same connections; nil =
+	// nobody asks for them.
+	Exports *Exports
 	Log     *slog.Logger // nil = discard
 
 	LeafTTL     time.Duration // of every certificate; default certs.DefaultTTL

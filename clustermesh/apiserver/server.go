@@ -57,6 +57,7 @@ type server struct {
 	cache    *kvstore.Memory
 	core     *core
 	leader   *leader
+	exports  *Exports // nil = not asked for
 	memory   *storeMemory
 	copy     *lastGood
 	gate     *gate
@@ -94,6 +95,9 @@ func newPublishing(cfg Config, state *stateDir, handle StoreHandle) *server {
 		memory:   openStoreMemory(cfg.StateDir, cfg.Log),
 		bundle:   func() []byte { return nil },
 	}
+	if cfg.Multicluster {
+		s.exports = NewExports(cfg.Cluster, cfg.ID, cfg.Log)
+	}
 	s.core = newCore(cfg, handle.Store, s.cache, s.problems)
 	s.copy = openLastGood(cfg.StateDir, cfg.Cluster, s.cache, cfg.Log)
 	s.memory.seen(s.copy.position())
@@ -125,9 +129,9 @@ func (s *server) openPort(ctx context.Context) error {
 	}
 	s.port, err = NewPort(PortConfig{
 		Store: s.handle.Store, Cache: s.cache, Watched: s.cache, CA: ca, Leaf: leaf, Bundles: certs.NewBundles(),
-		Registrar: s.registry,
-		Own:       func() clustermesh.Cluster { return *s.core.own.Load() },
-		Log:       s.log,
+		Registrar: s.registry, Exports: s.exports,
+		Own: func() clustermesh.Cluster { return *s.core.own.Load() },
+		Log: s.log,
 	})
 	if err == nil {
 		s.bundle = func() []byte { return s.port.ca().Bundle() }
@@ -204,6 +208,10 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 			Stores: []kvstore.Store{s.cache}, Prefix: privatePrefix(s.cfg.Cluster), Sink: &claimsSink{core: s.core, log: s.log}, Log: s.log,
 		}))
 	})
+	if s.exports != nil {
+		s.core.d.cfg.Namespace = s.exports.setNamespace // before the core runs
+		start("exports", func(ctx context.Context) error { return s.exports.run(ctx, s.cache) })
+	}
 	start("core", func(ctx context.Context) error { s.core.run(ctx); return nil })
 	start("source", func(ctx context.Context) error { return s.cfg.Source.Run(ctx, s.core.deliver) })
 	start("leader", func(ctx context.Context) error {

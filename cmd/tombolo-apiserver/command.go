@@ -122,6 +122,8 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 		return cfg, errors.New("--kubernetes and --manifests exclude one another; give one of them")
 	case !o.kube.on && o.kube.kubeconfig+o.kube.context != "":
 		return cfg, errors.New("--kubeconfig and --kube-context say which Kubernetes is meant; give --kubernetes, too")
+	case !o.kube.on && o.kube.mcs:
+		return cfg, errors.New("--mcs writes ServiceImports to Kubernetes; give --kubernetes, too (with --manifests, ServiceExports take effect without it)")
 	case !o.kube.on && o.manifests == "":
 		return cfg, errors.New("--manifests is empty; give the folder that holds the cluster's Kubernetes manifests, or --kubernetes")
 	}

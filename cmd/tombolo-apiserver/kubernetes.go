@@ -22,6 +22,8 @@ type kubeOptions struct {
 	audience     string
 	agentAccount string
 	join         kubeJoinOptions
+	mcs          bool
+	clusterSet   string
 }
 
 func (o *kubeOptions) flags(f *pflag.FlagSet) {
@@ -31,6 +33,8 @@ func (o *kubeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.namespace, "namespace", "", "Tombolo's own namespace (default: the pod's, else "+kube.DefaultNamespace+")")
 	f.StringVar(&o.meshConfig, "mesh-config", "tombolo-mesh", "ConfigMap in the own namespace in which the leader keeps the addresses of the mesh port and the CA bundle, for the agents")
 	f.StringVar(&o.audience, "token-audience", "tombolo", "audience of the service-account tokens that nodes register with")
+	f.BoolVar(&o.mcs, "mcs", false, "run the Multi-Cluster Services API: ServiceImports and what belongs to them (needs --kubernetes)")
+	f.StringVar(&o.clusterSet, "cluster-set", "tombolo", "name of the mesh in the ClusterProperty clusterset.k8s.io; alike in all its clusters")
 	f.StringVar(&o.agentAccount, "agent-service-account", "", "namespace/name of the ServiceAccount whose tokens may register nodes (default: tombolo-agent in the own namespace)")
 	o.join.flags(f)
 }
@@ -55,5 +59,9 @@ func (o *kubeOptions) into(cfg *apiserver.Config, log *slog.Logger) error {
 	cfg.Source = kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: true, Log: log})
 	cfg.SlicesGiven = true
 	o.join.into(cfg, client)
+	if o.mcs {
+		cfg.Multicluster = true
+		cfg.Parts = append(cfg.Parts, kube.MCS(kube.MCSConfig{Client: client, ClusterSet: o.clusterSet, Log: log}))
+	}
 	return nil
 }
