@@ -48,7 +48,7 @@ var law = map[string]struct {
 	"agent/policy":                        {may: []string{"clustermesh"}, never: []string{"agent", "etcd", "client-go", "ebpf", "netlink"}},
 	"agent/policy/trace":                  {may: []string{"agent/policy", "clustermesh"}, never: []string{"agent", "etcd", "client-go", "ebpf", "netlink"}},
 	"agent/policy/manifest":               {may: []string{"agent/policy", "agent/policy/trace", "clustermesh"}, never: []string{"agent", "etcd", "client-go", "ebpf", "netlink"}},
-	"agent/cni":                           {may: []string{"agent"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "os/exec"}},
+	"agent/cni":                           {may: []string{"clustermesh", "agent"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "os/exec"}},
 	"agent/agenttest":                     {may: []string{"agent", "clustermesh", "kvstore"}, never: []string{"etcd", "client-go", "ebpf", "wgctrl", "netlink"}},
 	"agent/register":                      {may: []string{"clustermesh", "clustermesh/pb", "certs", "kvstore", "kvstore/etcd", "grpc"}, never: []string{"ebpf", "netlink", "client-go"}},
 	"agent/linux":                         {may: []string{"agent/cni", "agent", "agent/policy", "bpf", "clustermesh", "ebpf", "wgctrl", "netlink"}, never: []string{"clustermesh/apiserver", "client-go", "etcd"}},

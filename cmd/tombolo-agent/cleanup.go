@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 
@@ -18,7 +19,8 @@ func newCleanup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Take everything of Tombolo's off this node's kernel",
-		Long: `cleanup detaches the BPF programs, removes their pins, deletes our routes, the devices of
+		Long: `cleanup takes the CNI plugin and its configuration away (--cni-bin-dir, --cni-conf-dir: as the
+agent was given them), detaches the BPF programs, removes their pins, deletes our routes, the devices of
 pods, the tunnel addresses and the WireGuard configuration in the present network
 namespace. It refuses while an agent runs. The state directory stays: with it, the node
 comes back as the same node. Pods lose their network until they are added again.`,
@@ -37,6 +39,15 @@ func cleanup(o options) error {
 		return err
 	}
 	defer lock.Close()
+	installer, err := o.cni.installer(o, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	if installer != nil {
+		if err := installer.Remove(); err != nil { // first: no new pod comes, and the node is not Ready by it
+			return err
+		}
+	}
 	if err := bpf.Unload(o.bpffs); err != nil {
 		return fmt.Errorf("BPF programs and maps: %w", err)
 	}

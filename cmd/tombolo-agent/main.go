@@ -46,6 +46,7 @@ type options struct {
 	mapSizes                          []string
 	sysctlDir                         string
 	sizes                             bpf.Sizes // what mapSizes and the memory say
+	cni                               cniOptions
 }
 
 func newCommand() *cobra.Command {
@@ -83,6 +84,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if o.xdpModes, err = parseXDP(o.xdp); err != nil {
 				return err
 			}
+			if err := o.cni.check(); err != nil {
+				return err
+			}
 			sizes, err := mapSizes(o.mapSizes)
 			if err != nil {
 				return err
@@ -113,6 +117,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringSliceVar(&o.xdp, "xdp", nil, "uplink `DEVICE`[,…] whose driver sends node ports' packets for other nodes on by XDP (DEVICE:generic: the kernel, if the driver cannot; slower); not for devices that carry VLANs (default: none)")
 	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
 	f.StringVar(&o.sysctlDir, "sysctl-dir", "/proc/sys/net", "`DIR` where the node's /proc/sys/net is; in a container its own is read-only")
+	f.StringVar(&o.cni.mode, "cni-mode", "main", "`MODE`: main (Tombolo connects pods) or chained (another CNI plugin makes interfaces and gives addresses, Tombolo's comes after it)")
+	f.StringVar(&o.cni.plugin, "cni-plugin", "", "`FILE` of the plugin to install (default: tombolo-cni beside this program)")
+	f.StringVar(&o.cni.chain, "cni-chain", "", "`NAME` of the configuration's file or network to chain to (default: the first that is not Tombolo's)")
 	shared(root, &o)
 	root.AddCommand(newTunnel(), newCleanup(), newRelay())
 	return root
@@ -125,6 +132,7 @@ func shared(cmd *cobra.Command, o *options) {
 	f.StringVar(&o.socket, "socket", "/run/tombolo/agent.sock", "`PATH` of the Unix socket of the API")
 	f.StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf/tombolo", "`DIR` of a bpffs for pinned maps and links")
 	f.StringVar(&o.device, "wireguard-device", "tombolo0", "`NAME` of the WireGuard device; unique on the machine")
+	o.cni.flags(cmd)
 	f.StringVar(&o.logLevel, "log-level", "info", "`LEVEL`: debug, info, warn or error")
 }
 

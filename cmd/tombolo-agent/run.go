@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/cni"
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/agent/register"
 	"github.com/tombolo-mesh/tombolo/bpf"
@@ -23,15 +24,16 @@ import (
 
 // node is the running agent with its edges.
 type node struct {
-	o        options
-	log      *slog.Logger
-	underlay linux.Underlay
-	device   *linux.Device
-	objects  *bpf.Objects
-	sweeper  *linux.Sweeper
-	pods     *linux.Pods
-	client   *register.Client
-	api      api
+	o         options
+	log       *slog.Logger
+	underlay  linux.Underlay
+	device    *linux.Device
+	objects   *bpf.Objects
+	sweeper   *linux.Sweeper
+	pods      *linux.Pods
+	client    *register.Client
+	api       api
+	installer *cni.Installer // nil = the CNI plugin is not to be installed
 
 	mu        sync.Mutex
 	agent     *agent.Agent // nil until the node knows its place
@@ -53,6 +55,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	defer lock.Close()
 	n := &node{o: o, log: log, kick: make(chan struct{}, 1)}
+	if n.installer, err = o.cni.installer(o, log); err != nil {
+		return err
+	}
 	n.api.set(starting(nil, func() string { return "it loads its programs" }))
 	listener, err := listen(o.socket)
 	if err != nil {
@@ -268,6 +273,10 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	})
 	task("registration", func() error { return n.client.Run(ctx) })
 	task("pods", func() error { n.watchPods(ctx, a); return nil })
+	if n.installer != nil {
+		n.installer.Ready = a.PodsReady
+		task("CNI plugin", func() error { return n.installer.Run(ctx) })
+	}
 	task("pods that are gone", func() error { n.sweepPods(ctx, a); return nil })
 	task("health check ports", func() error { return answers.Run(ctx) })
 	task("flows", func() error { return n.sweeper.Run(ctx) })
@@ -306,6 +315,7 @@ func (n *node) details() map[string]string {
 		"no backend":   "connect() fails with " + n.objects.Features().Refusal,
 		"flows":        flowsDetail(n.sweeper.Count()),
 	}
+	d["cni"] = n.cniDetail()
 	d["uplinks"] = "guarded"
 	if uplinkErr != nil {
 		d["uplinks"] = "NOT guarded: " + uplinkErr.Error()
@@ -328,6 +338,9 @@ func (n *node) details() map[string]string {
 func (n *node) conditions() (out []clustermesh.Problem) {
 	if p, ok := n.sweeper.Count().Problem(); !ok {
 		out = append(out, p)
+	}
+	if n.installer != nil {
+		out = append(out, n.installer.Problems()...)
 	}
 	n.mu.Lock()
 	err := n.uplinkErr
