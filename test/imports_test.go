@@ -37,7 +37,7 @@ var law = map[string]struct {
 	"clustermesh":                         {may: []string{"kvstore", "clustermesh/pb"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "agent"}},
 	"clustermesh/pb":                      {may: []string{"grpc"}, never: []string{"etcd", "client-go", "ebpf", "netlink", "agent"}},
 	"clustermesh/apiserver":               {may: []string{"clustermesh", "clustermesh/apiserver/mcs", "clustermesh/pb", "kvstore", "kvstore/etcd", "certs", "client-go", "grpc"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
-	"clustermesh/apiserver/kube":          {may: []string{"certs", "clustermesh", "clustermesh/apiserver", "clustermesh/apiserver/mcs", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
+	"clustermesh/apiserver/kube":          {may: []string{"clustermesh/apiserver/kube/v1alpha1", "clustermesh/pb", "grpc", "certs", "clustermesh", "clustermesh/apiserver", "clustermesh/apiserver/mcs", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
 	"clustermesh/apiserver/kube/kubetest": {may: []string{"clustermesh/apiserver/kube", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd server"}},
 	"clustermesh/apiserver/mcs":           {may: []string{"clustermesh", "client-go"}, never: []string{"agent", "bpf", "netlink", "etcd"}},
 	"kvstore":                             {never: []string{"etcd", "clustermesh", "agent", "client-go"}},
@@ -76,6 +76,8 @@ var law = map[string]struct {
 	"test/bench":                          {may: []string{"*"}},
 	"test/bench/dataplane":                {may: []string{"agent", "agent/linux", "bpf", "clustermesh", "kvstore", "test/bench/stats", "ebpf", "netlink", "client-go"}, never: []string{"etcd server", "clustermesh/apiserver"}},
 	"test/bench/stats":                    {never: []string{"agent", "bpf", "clustermesh", "kvstore"}},
+
+	"clustermesh/apiserver/kube/v1alpha1": {may: []string{"client-go"}, never: []string{"agent", "clustermesh", "kvstore", "bpf", "etcd", "grpc"}},
 
 	"relay":             {never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "client-go", "etcd", "grpc"}},
 	"relay/pod":         {may: []string{"relay", "client-go"}, never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "etcd", "grpc"}},

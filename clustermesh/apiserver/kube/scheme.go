@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	meshpeer "github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube/v1alpha1"
 )
 
 // clusterPolicyBeta is the newer version of ClusterNetworkPolicy: another name
@@ -22,7 +24,7 @@ var Scheme = func() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme,
-		authenticationv1.AddToScheme, eventsv1.AddToScheme, v1alpha2.Install, mcsv1beta1.Install,
+		authenticationv1.AddToScheme, eventsv1.AddToScheme, v1alpha2.Install, meshpeer.AddToScheme, mcsv1beta1.Install,
 	} {
 		if err := add(s); err != nil {
 			panic(err)

@@ -1,0 +1,330 @@
+package kube_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/gentype"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube/kubetest"
+	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube/v1alpha1"
+	"github.com/tombolo-mesh/tombolo/kvstore"
+)
+
+const ns = "tombolo-system"
+
+// side is a cluster: an API server in memory, and a mesh API server with the
+// controller of MeshPeers as long as it is not stopped.
+type side struct {
+	t      *testing.T
+	name   string
+	id     int
+	api    *kubetest.Server
+	client *kube.Client
+	store  *kvstore.Memory
+	dir    string
+	addr   string
+	stop   func()
+}
+
+type peersClient = gentype.ClientWithList[*v1alpha1.MeshPeer, *v1alpha1.MeshPeerList]
+
+func newSide(t *testing.T, name string, id int) *side {
+	t.Helper()
+	s := &side{t: t, name: name, id: id, api: kubetest.New(t), dir: t.TempDir(), store: kvstore.NewMemory(kvstore.MemoryOptions{})}
+	s.api.Serve(kubetest.Kind{GroupVersionResource: v1alpha1.MeshPeers, Name: "MeshPeer", Namespace: true})
+	s.client = testClient(t, s.api)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = l.Addr().String()
+	l.Close()
+	t.Cleanup(s.store.Close)
+	s.start()
+	t.Cleanup(func() { s.stop() })
+	return s
+}
+
+type noObjects struct{}
+
+func (noObjects) Run(ctx context.Context, deliver func(apiserver.Objects)) error {
+	deliver(apiserver.Objects{Complete: true, At: time.Now()})
+	<-ctx.Done()
+	return nil
+}
+
+// start starts the mesh API server, as after a crash.
+func (s *side) start() {
+	s.t.Helper()
+	sockets, err := os.MkdirTemp("", "side") // t.TempDir may be too long for a socket
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ready := make(chan struct{})
+	cfg := apiserver.Config{
+		Cluster: s.name, ID: clustermesh.ID(s.id), StateDir: s.dir, Source: noObjects{}, Listen: s.addr, Socket: filepath.Join(sockets, "s"), Version: "v1.0.0",
+		PodPrefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", s.id))}, LeaseTTL: 2 * time.Second, Log: slog.New(slog.DiscardHandler),
+		Open: func(context.Context) (apiserver.StoreHandle, error) {
+			return apiserver.StoreHandle{Store: s.store}, nil
+		},
+		Parts: []apiserver.Part{kube.PeersPart(s.client)}, Ready: func() { close(ready) },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- apiserver.Run(ctx, cfg) }()
+	var once sync.Once
+	s.stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				s.t.Error(err)
+			}
+			os.RemoveAll(sockets)
+		})
+	}
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- nil
+		s.t.Fatal(err)
+	}
+}
+
+func (s *side) peers() *peersClient {
+	c, err := kube.Resource(s.client, v1alpha1.MeshPeers, ns, func() *v1alpha1.MeshPeer { return &v1alpha1.MeshPeer{} }, func() *v1alpha1.MeshPeerList { return &v1alpha1.MeshPeerList{} })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+func (s *side) create(name string, spec v1alpha1.MeshPeerSpec) {
+	s.t.Helper()
+	_, err := s.peers().Create(context.Background(), &v1alpha1.MeshPeer{
+		TypeMeta: metav1.TypeMeta{APIVersion: "tombolo.io/v1alpha1", Kind: "MeshPeer"}, ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}, Spec: spec}, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *side) putToken(name, token string) {
+	s.t.Helper()
+	_, err := s.client.Secrets(ns).Create(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}, Type: corev1.SecretTypeOpaque,
+		Data: map[string][]byte{"token": []byte(token)}}, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// condition is "status reason: message" of one.
+func (s *side) condition(name, kind string) string {
+	mp, err := s.peers().Get(context.Background(), name, metav1.GetOptions{})
+	if err != nil {
+		return err.Error()
+	}
+	c := meta.FindStatusCondition(mp.Status.Conditions, kind)
+	if c == nil {
+		return "none"
+	}
+	return fmt.Sprintf("%s %s: %s", c.Status, c.Reason, c.Message)
+}
+
+func (s *side) wait(name, kind, want string) {
+	s.t.Helper()
+	var got string
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if got = s.condition(name, kind); strings.Contains(got, want) {
+			return
+		}
+	}
+	s.t.Fatalf("%s: MeshPeer %s: %s is %q, want %q", s.name, name, kind, got, want)
+}
+
+// token waits for the invitation's.
+func (s *side) token(secret string) string {
+	s.t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if got, err := s.client.Secrets(ns).Get(context.Background(), secret, metav1.GetOptions{}); err == nil {
+			return string(got.Data["token"])
+		}
+	}
+	s.t.Fatalf("%s: no Secret %s", s.name, secret)
+	return ""
+}
+
+// gone waits until the resource is.
+func (s *side) gone(name string) {
+	s.t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := s.peers().Get(context.Background(), name, metav1.GetOptions{}); err != nil {
+			return
+		}
+	}
+	s.t.Fatalf("%s: MeshPeer %s is still there: %s", s.name, name, s.condition(name, v1alpha1.Joined))
+}
+
+func (s *side) delete(name string) {
+	s.t.Helper()
+	if err := s.peers().Delete(context.Background(), name, metav1.DeleteOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Two clusters join by MeshPeers alone, and part by deleting one. A token is not
+// used again, and a wrong one is refused in words.
+func TestMeshPeersJoinAndLeave(t *testing.T) {
+	a, b := newSide(t, "aws", 1), newSide(t, "gcp", 2)
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	b.wait("aws", v1alpha1.Joined, "False NoToken: Secret t does not exist")
+	a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{}})
+	a.wait("gcp", v1alpha1.Joined, "False Invited: the token in Secret gcp-token")
+	token := a.token("gcp-token")
+	b.create("azure", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	b.putToken("t", token)
+	b.wait("azure", v1alpha1.Joined, "False WrongCluster: the token is of cluster aws")
+	for _, s := range []*side{a, b} {
+		other := map[string]string{"aws": "gcp", "gcp": "aws"}[s.name]
+		s.wait(other, v1alpha1.Joined, "True Joined")
+		s.wait(other, v1alpha1.Reachable, "True Connected")
+		s.wait(other, v1alpha1.Synced, "True Synced")
+		mp, err := s.peers().Get(t.Context(), other, metav1.GetOptions{})
+		if err != nil || mp.Status.ObservedGeneration != mp.Generation || mp.Status.ClusterID == 0 || len(mp.Status.PodPrefixes) != 1 || !strings.HasPrefix(mp.Status.PodPrefixes[0], "10.") {
+			t.Errorf("%v %+v", err, mp.Status)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := a.client.Secrets(ns).Get(t.Context(), "gcp-token", metav1.GetOptions{}); err != nil {
+			break
+		}
+	}
+	if _, err := a.client.Secrets(ns).Get(t.Context(), "gcp-token", metav1.GetOptions{}); err == nil {
+		t.Error("the used token is still there")
+	}
+	a.delete("gcp")
+	a.gone("gcp")
+	b.wait("aws", v1alpha1.Joined, "False Left: the clusters were joined by this token")
+	b.delete("azure")
+	b.gone("azure")
+	b.delete("aws")
+	b.gone("aws")
+}
+
+// What the checks before a join refuse stands in the condition's message.
+func TestMeshPeerRefusal(t *testing.T) {
+	a, b := newSide(t, "aws", 1), newSide(t, "gcp", 1)
+	a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{SecretName: "s"}})
+	b.putToken("t", a.token("s"))
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	b.wait("aws", v1alpha1.Joined, "False Refused: join refused")
+	b.delete("aws")
+	b.gone("aws")
+}
+
+// A peer that cannot be told keeps the resource until it may be forced.
+func TestMeshPeerOfDeadCluster(t *testing.T) {
+	a, b := newSide(t, "aws", 1), newSide(t, "gcp", 2)
+	a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{}})
+	b.putToken("t", a.token("gcp-token"))
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	b.wait("aws", v1alpha1.Joined, "True Joined")
+	a.wait("gcp", v1alpha1.Joined, "True Joined")
+	a.stop()
+	b.delete("aws")
+	b.wait("aws", v1alpha1.Joined, "True CannotLeave: remove refused")
+	for { // the controller may write between the two
+		mp, err := b.peers().Get(t.Context(), "aws", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mp.Spec.DeletionPolicy = v1alpha1.Force
+		if _, err = b.peers().Update(t.Context(), mp, metav1.UpdateOptions{}); err == nil {
+			break
+		}
+	}
+	b.gone("aws")
+}
+
+// Wherever a server stops between two writes, another one brings the join about,
+// by the one token.
+func TestMeshPeersSurviveRestarts(t *testing.T) {
+	for n := 1; ; n++ {
+		a, b := newSide(t, "aws", 1), newSide(t, "gcp", 2)
+		a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{}})
+		b.putToken("t", a.token("gcp-token"))
+		cut, left := make(chan struct{}), n
+		var once sync.Once
+		var mu sync.Mutex
+		b.api.Fail(func(r *http.Request) *kubetest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.Method == http.MethodGet || r.Method == http.MethodPost {
+				return nil
+			}
+			if left--; left > 0 {
+				return nil
+			}
+			once.Do(func() { close(cut) })
+			return &kubetest.Fault{} // from the n-th write on nothing gets through
+		})
+		b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+		joined := make(chan struct{})
+		go func() {
+			for !strings.HasPrefix(b.condition("aws", v1alpha1.Reachable), "True") {
+				select {
+				case <-cut:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+			close(joined)
+		}()
+		whole := false
+		select {
+		case <-cut:
+			b.stop()
+			b.api.Back()
+			b.start()
+		case <-joined:
+			whole = true
+		case <-time.After(30 * time.Second):
+			t.Fatal("neither joined nor cut")
+		}
+		b.wait("aws", v1alpha1.Joined, "True Joined")
+		a.wait("gcp", v1alpha1.Joined, "True Joined")
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			mp, err := b.peers().Get(t.Context(), "aws", metav1.GetOptions{})
+			if err == nil && mp.Status.UsedToken != "" {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("after the %dth write the token is not noted: %v", n, errors.Join(err))
+			}
+		}
+		a.stop()
+		b.stop()
+		if whole || n == 12 {
+			if n < 3 {
+				t.Errorf("only %d writes were cut", n-1)
+			}
+			return
+		}
+	}
+}
