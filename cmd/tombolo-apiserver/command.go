@@ -17,6 +17,7 @@ import (
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver"
+	"github.com/tombolo-mesh/tombolo/clustermesh/dns"
 	"github.com/tombolo-mesh/tombolo/kvstore/etcd"
 	"github.com/tombolo-mesh/tombolo/kvstore/etcd/embed"
 )
@@ -37,6 +38,7 @@ type options struct {
 	caRoots     string
 	podPrefixes []string
 	metrics     string
+	dns         string
 	logLevel    string
 }
 
@@ -104,6 +106,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.caKey, "ca-key", "", "file with the key of the cluster's CA, PEM")
 	f.StringVar(&o.caRoots, "ca-roots", "", "file with further roots to announce to nodes and peers, PEM: those to come and those to go when a CA is rolled over (the CA files are read again when they change, and on SIGHUP)")
 	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics (default: none)")
+	f.StringVar(&o.dns, "dns", "", "host:port to serve the zone clusterset.local at, by UDP and TCP (default: none)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.AddCommand(relayCommand(stdout))
@@ -139,6 +142,12 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 		}
 	} else {
 		cfg.Source = apiserver.NewFolder(apiserver.FolderConfig{Dir: o.manifests, Cache: filepath.Join(o.stateDir, "manifests"), Log: log})
+	}
+	if o.dns != "" {
+		cfg.Multicluster = true
+		cfg.Parts = append(cfg.Parts, apiserver.Part{Name: "DNS", Run: func(ctx context.Context, on *apiserver.Running) error {
+			return dns.Serve(ctx, o.dns, dns.Zone{Source: on.Exports, Cluster: on.Cluster}, log)
+		}})
 	}
 	for _, text := range o.podPrefixes {
 		p, err := netip.ParsePrefix(text)
