@@ -48,6 +48,8 @@ var (
 	descResets    = desc("socket_resets_asked_total", "Backends that are gone, for whose connections a reset was asked.")
 	descResetLost = desc("socket_resets_lost_total", "Backends that are gone, and for which there was no room to remember it.")
 	descPods      = desc("pods", "Pods on this node.")
+	descEndpoints = prometheus.NewDesc("tombolo_endpoints", "Endpoints of this node by state: creating, ready, regenerating, disconnecting.", []string{"state"}, nil)
+	descUnmanaged = prometheus.NewDesc("tombolo_unmanaged_pods", "Pods on this node, of the own cluster's records, that Tombolo has not connected.", nil, nil)
 	descFlows     = desc("flows_total", "Events that were read from the kernel: drops, new flows, flows cut.")
 	descFlowsLost = desc("flows_lost_total", "Events that followers were too slow for. Those that the kernel had no room for are in tombolo_bpf_events_total.")
 	descEvents    = prometheus.NewDesc("tombolo_bpf_events_total",
@@ -70,7 +72,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		descReady, descWanted, descSize, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
 		descRoundTrip, descLoss,
-		descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods,
+		descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods, descEndpoints, descUnmanaged,
 	} {
 		out <- d
 	}
@@ -99,6 +101,14 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descProblems, float64(len(s.Problems)))
 	gauge(descServices, float64(s.Services))
 	gauge(descPods, float64(s.Pods))
+	states := map[string]int{}
+	for _, e := range s.Endpoints {
+		states[e.State]++
+	}
+	for _, state := range endpointStates {
+		gauge(descEndpoints, float64(states[state]), state)
+	}
+	gauge(descUnmanaged, float64(len(s.Unmanaged)))
 	asked, full := c.a.resets.counts()
 	counter(descResets, asked)
 	counter(descResetLost, full+lost)

@@ -27,6 +27,8 @@ type Status struct {
 	Tables     []TableStatus     `json:"tables"`
 	Health     HealthStatus      `json:"health"`
 	Pods       int               `json:"pods"`
+	Endpoints  []EndpointStatus  `json:"endpoints"`
+	Unmanaged  []UnmanagedPod    `json:"unmanagedPods"` // on this node, not connected by Tombolo
 	Services   int               `json:"services"`
 	Problems   []ProblemStatus   `json:"problems"`
 	Details    map[string]string `json:"details,omitempty"`
@@ -96,7 +98,8 @@ func (a *Agent) status() Status {
 			Targets: report.Targets, IntervalMS: report.Interval.Milliseconds(), Probes: report.Probes, Misses: report.Misses,
 			NodesDown: len(report.Nodes), ClustersDown: len(report.Clusters),
 		},
-		Problems: []ProblemStatus{},
+		Problems:  []ProblemStatus{},
+		Endpoints: a.endpointStatus(), Unmanaged: a.unmanaged(time.Now()),
 	}
 	if a.cfg.Details != nil {
 		s.Details = a.cfg.Details()

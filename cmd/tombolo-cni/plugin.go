@@ -52,6 +52,9 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if conf.Chained {
+		return failed(types.ErrInvalidNetworkConfig, "Tombolo's plugin cannot be chained to another one yet", "take it out of the configuration of %s, or let it connect the pods alone", conf.Name)
+	}
 	wait, _ := conf.Wait()
 	if err := cni.Undefer(conf.Deletions, req); err != nil {
 		return failed(types.ErrIOFailure, "an earlier deletion of this sandbox cannot be taken back", "%v", err)
