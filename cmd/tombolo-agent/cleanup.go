@@ -29,6 +29,7 @@ comes back as the same node. Pods lose their network until they are added again.
 		RunE: func(*cobra.Command, []string) error { return cleanup(o) },
 	}
 	shared(cmd, &o)
+	inPod(cmd, &o)
 	return cmd
 }
 

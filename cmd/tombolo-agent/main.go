@@ -121,7 +121,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringVar(&o.cni.plugin, "cni-plugin", "", "`FILE` of the plugin to install (default: tombolo-cni beside this program)")
 	f.StringVar(&o.cni.chain, "cni-chain", "", "`NAME` of the configuration's file or network to chain to (default: the first that is not Tombolo's)")
 	shared(root, &o)
-	root.AddCommand(newTunnel(), newCleanup(), newRelay())
+	root.AddCommand(newTunnel(), newCleanup(), newMountBPFFS(), newRelay())
 	return root
 }
 
