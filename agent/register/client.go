@@ -37,6 +37,12 @@ type Config struct {
 	// Token reads the one-time node token. It is called only while there is no
 	// certificate; nil = there is no token.
 	Token func() (string, error)
+	// On Kubernetes: MeshConfig is the folder with the cluster's name, the mesh API
+	// servers' addresses and the CA bundle, which is followed; AccountToken reads
+	// the service-account token of the pod this runs in, with which the node gets
+	// a certificate if it has none that counts. Empty and nil elsewhere.
+	MeshConfig   string
+	AccountToken func() (string, error)
 	// Changed is called with the facts after each change of them, from Run's
 	// goroutine. nil = nobody asks.
 	Changed func(Facts)

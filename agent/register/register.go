@@ -25,7 +25,7 @@ const (
 // Register does one attempt: by token if there is no certificate, else by the
 // certificate, which is renewed first if its time is over.
 func (c *Client) Register(ctx context.Context) error {
-	err := c.register(ctx)
+	err := c.registerOn(ctx)
 	c.mu.Lock()
 	c.problem = err
 	c.mu.Unlock()
@@ -35,6 +35,9 @@ func (c *Client) Register(ctx context.Context) error {
 func (c *Client) register(ctx context.Context) error {
 	leaf := c.Leaf()
 	if leaf == nil || leaf.Certificate() == nil {
+		if c.cfg.AccountToken != nil {
+			return c.introduceByAccount(ctx)
+		}
 		return c.introduce(ctx)
 	}
 	if !leaf.Valid() && time.Now().After(leaf.Expires()) {
@@ -74,9 +77,15 @@ func (c *Client) accept(resp *pb.RegisterNodeResponse) error {
 	if old.Cluster != "" && (f.Cluster != old.Cluster || f.ClusterID != old.ClusterID) {
 		return fmt.Errorf("the mesh API server says this is cluster %s (ID %d), this node belongs to %s (ID %d): use another --state-dir to move a node", f.Cluster, f.ClusterID, old.Cluster, old.ClusterID)
 	}
+	c.ownAddresses(&f)
 	if f.equal(old) {
 		return nil
 	}
+	return c.take(f)
+}
+
+// take makes facts the present ones, on disk first.
+func (c *Client) take(f Facts) error {
 	if err := f.write(c.cfg.StateDir); err != nil {
 		return err
 	}
@@ -201,7 +210,12 @@ func checkIntroduction(resp *pb.RegisterNodeResponse, token certs.Token, name ce
 	if !pinned {
 		return fmt.Errorf("the answer's CA bundle lacks the CA %s that the token names", token.Fingerprint)
 	}
-	chain, err := certs.ParseBundle(resp.Chain)
+	return checkChain(resp.Chain, bundle, name)
+}
+
+// checkChain makes sure that a certificate is for name and verifies by the bundle.
+func checkChain(text, bundle []byte, name certs.Name) error {
+	chain, err := certs.ParseBundle(text)
 	if err != nil {
 		return fmt.Errorf("the answer's certificate: %w", err)
 	}
@@ -252,6 +266,9 @@ func (s *sameFailure) level(err error) slog.Level {
 // half-life, until ctx ends. Failures are logged, kept as Problem, and retried:
 // nothing that works stops working because of them.
 func (c *Client) Run(ctx context.Context) error {
+	watching := make(chan struct{})
+	go func() { defer close(watching); c.watchMesh(ctx) }()
+	defer func() { <-watching }()
 	renewing := make(chan struct{})
 	started := false
 	defer func() {

@@ -37,6 +37,11 @@ type Config struct {
 	// the nodes' prefixes.
 	PodPrefixes []netip.Prefix
 
+	// ReviewNode says which node a Kubernetes service-account token was issued to a
+	// pod of; a *Refusal if it is not one that may register nodes. nil = such
+	// tokens are not taken.
+	ReviewNode func(ctx context.Context, token string) (node string, err error)
+
 	// Open opens the store; it is called once, and closed when Run ends.
 	Open func(ctx context.Context) (StoreHandle, error)
 

@@ -29,6 +29,8 @@ type PortConfig struct {
 	Leaf      *certs.Leaf    // named apiserver; gets its first certificate from New if it has none that holds
 	Bundles   *certs.Bundles // the port keeps the own cluster's and the peers' bundles in it
 	Registrar Registrar
+	// ReviewNode is Config.ReviewNode.
+	ReviewNode func(ctx context.Context, token string) (node string, err error)
 	// Own is the present record of the own cluster: name, ID, mesh addresses,
 	// pod prefixes, version, capabilities. The CA bundle is filled in.
 	Own func() clustermesh.Cluster

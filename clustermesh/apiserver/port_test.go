@@ -457,3 +457,49 @@ func TestNoGoroutineIsLeft(t *testing.T) {
 	})
 	goleak.VerifyNone(t, before)
 }
+
+// A node that comes with a service-account token is the one that the review
+// names, and no other; a server without reviews takes no such token.
+func TestServiceAccountTokenRegistersItsNode(t *testing.T) {
+	review := func(_ context.Context, token string) (string, error) {
+		if token != "good" {
+			return "", Refuse(codes.Unauthenticated, "service-account token refused", "", "unknown")
+		}
+		return "n1", nil
+	}
+	on := startRig(t, "aws", 1, func(_ *meshRig, c *PortConfig) { c.ReviewNode = review })
+	off := startRig(t, "gcp", 2)
+	for _, c := range []struct {
+		rig         *meshRig
+		node, token string
+		csr         bool
+		want        codes.Code
+	}{
+		{on, "n1", "good", true, codes.OK},
+		{on, "n2", "good", true, codes.PermissionDenied},
+		{on, "n1", "bad", true, codes.Unauthenticated},
+		{on, "n1", "good", false, codes.InvalidArgument},
+		{off, "n1", "good", true, codes.FailedPrecondition},
+	} {
+		leaf, err := certs.NewLeaf("", certs.Node(c.rig.name, c.node), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := &pb.RegisterNodeRequest{Node: c.node, WireguardKey: make([]byte, 32), ServiceAccountToken: c.token, Clock: time.Now().UnixNano()}
+		req.WireguardKey[0] = 1
+		if c.csr {
+			if req.Csr, err = leaf.CSR(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		conn, err := grpc.NewClient("passthrough:///"+c.rig.addr, grpc.WithTransportCredentials(credentials.NewTLS(certs.BundleTLS(nil, c.rig.ca.Bundle(), certs.APIServer(c.rig.name)))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := pb.NewMeshClient(conn).RegisterNode(t.Context(), req)
+		conn.Close()
+		if status.Code(err) != c.want || (err == nil) != (len(resp.GetChain()) > 0) {
+			t.Errorf("node %s, token %q: %v, expected %v", c.node, c.token, err, c.want)
+		}
+	}
+}

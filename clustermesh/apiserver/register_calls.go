@@ -83,8 +83,11 @@ func (p *Port) authorizeNode(ctx context.Context, req *pb.RegisterNodeRequest) e
 		}
 		return nil
 	}
+	if req.ServiceAccountToken != "" {
+		return p.authorizeAccount(ctx, req)
+	}
 	if req.TokenId == "" {
-		return Refuse(codes.Unauthenticated, registerRefused, "start the agent once with a node token: --token-file", "neither a token nor a certificate that counts: %v", why)
+		return Refuse(codes.Unauthenticated, registerRefused, "start the agent once with a node token (--token-file), or on Kubernetes with a service-account token (--service-account-token)", "neither a token nor a certificate that counts: %v", why)
 	}
 	if len(req.Csr) == 0 {
 		return Refuse(codes.InvalidArgument, registerRefused, "send a certificate request with the token", "a token is good for a first certificate only")
@@ -100,6 +103,25 @@ func (p *Port) authorizeNode(ctx context.Context, req *pb.RegisterNodeRequest) e
 		return err
 	}
 	return claim.commit(ctx)
+}
+
+// authorizeAccount makes sure that the service-account token was issued to a pod
+// on req.Node.
+func (p *Port) authorizeAccount(ctx context.Context, req *pb.RegisterNodeRequest) error {
+	if p.cfg.ReviewNode == nil {
+		return Refuse(codes.FailedPrecondition, registerRefused, "start the agent with a node token: --token-file", "this mesh API server takes no service-account tokens: it does not run with --kubernetes")
+	}
+	if len(req.Csr) == 0 {
+		return Refuse(codes.InvalidArgument, registerRefused, "send a certificate request with the token", "a token is good for a certificate only")
+	}
+	node, err := p.cfg.ReviewNode(ctx, req.ServiceAccountToken)
+	if err != nil {
+		return err
+	}
+	if node != req.Node {
+		return Refuse(codes.PermissionDenied, registerRefused, "start the agent with the name of the Node its pod runs on: --node", "the token was issued to a pod on node %q, not on %q", node, req.Node)
+	}
+	return nil
 }
 
 func nodeRegistration(req *pb.RegisterNodeRequest) (NodeRegistration, error) {

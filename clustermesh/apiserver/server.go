@@ -129,7 +129,7 @@ func (s *server) openPort(ctx context.Context) error {
 	}
 	s.port, err = NewPort(PortConfig{
 		Store: s.handle.Store, Cache: s.cache, Watched: s.cache, CA: ca, Leaf: leaf, Bundles: certs.NewBundles(),
-		Registrar: s.registry, Exports: s.exports,
+		Registrar: s.registry, ReviewNode: s.cfg.ReviewNode, Exports: s.exports,
 		Own: func() clustermesh.Cluster { return *s.core.own.Load() },
 		Log: s.log,
 	})

@@ -431,17 +431,18 @@ func (x *RenewResponse) GetBundle() []byte {
 }
 
 type RegisterNodeRequest struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Node              string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	TokenId           string                 `protobuf:"bytes,2,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"` // first time only
-	Secret            []byte                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
-	Csr               []byte                 `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"` // DER; answered with a chain when set
-	UnderlayAddresses [][]byte               `protobuf:"bytes,5,rep,name=underlay_addresses,json=underlayAddresses,proto3" json:"underlay_addresses,omitempty"`
-	WireguardKey      []byte                 `protobuf:"bytes,6,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
-	WireguardEndpoint string                 `protobuf:"bytes,7,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"`
-	Clock             int64                  `protobuf:"varint,8,opt,name=clock,proto3" json:"clock,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Node                string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	TokenId             string                 `protobuf:"bytes,2,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"` // first time only
+	Secret              []byte                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	Csr                 []byte                 `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"` // DER; answered with a chain when set
+	UnderlayAddresses   [][]byte               `protobuf:"bytes,5,rep,name=underlay_addresses,json=underlayAddresses,proto3" json:"underlay_addresses,omitempty"`
+	WireguardKey        []byte                 `protobuf:"bytes,6,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
+	WireguardEndpoint   string                 `protobuf:"bytes,7,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"`
+	Clock               int64                  `protobuf:"varint,8,opt,name=clock,proto3" json:"clock,omitempty"`
+	ServiceAccountToken string                 `protobuf:"bytes,9,opt,name=service_account_token,json=serviceAccountToken,proto3" json:"service_account_token,omitempty"` // first time on Kubernetes, instead of token_id and secret
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *RegisterNodeRequest) Reset() {
@@ -528,6 +529,13 @@ func (x *RegisterNodeRequest) GetClock() int64 {
 		return x.Clock
 	}
 	return 0
+}
+
+func (x *RegisterNodeRequest) GetServiceAccountToken() string {
+	if x != nil {
+		return x.ServiceAccountToken
+	}
+	return ""
 }
 
 type RegisterNodeResponse struct {
@@ -755,7 +763,7 @@ const file_mesh_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"=\n" +
 	"\rRenewResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x16\n" +
-	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\x87\x02\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xbb\x02\n" +
 	"\x13RegisterNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
 	"\btoken_id\x18\x02 \x01(\tR\atokenId\x12\x16\n" +
@@ -764,7 +772,8 @@ const file_mesh_proto_rawDesc = "" +
 	"\x12underlay_addresses\x18\x05 \x03(\fR\x11underlayAddresses\x12#\n" +
 	"\rwireguard_key\x18\x06 \x01(\fR\fwireguardKey\x12-\n" +
 	"\x12wireguard_endpoint\x18\a \x01(\tR\x11wireguardEndpoint\x12\x14\n" +
-	"\x05clock\x18\b \x01(\x03R\x05clock\"\x99\x01\n" +
+	"\x05clock\x18\b \x01(\x03R\x05clock\x122\n" +
+	"\x15service_account_token\x18\t \x01(\tR\x13serviceAccountToken\"\x99\x01\n" +
 	"\x14RegisterNodeResponse\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x13.tombolo.v1.ClusterR\acluster\x12$\n" +
 	"\x04node\x18\x02 \x01(\v2\x10.tombolo.v1.NodeR\x04node\x12\x14\n" +

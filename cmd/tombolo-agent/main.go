@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -31,6 +32,7 @@ func main() {
 // options are the flags.
 type options struct {
 	node, stateDir, tokenFile, socket string
+	meshConfig, accountToken          string
 	cgroup, bpffs                     string
 	device                            string
 	port                              int
@@ -87,6 +89,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if err := o.cni.check(); err != nil {
 				return err
 			}
+			if o.accountToken != "" && o.meshConfig == "" {
+				return errors.New("--service-account-token needs --mesh-config: the token goes only to a server that its CA bundle verifies")
+			}
 			sizes, err := mapSizes(o.mapSizes)
 			if err != nil {
 				return err
@@ -104,6 +109,8 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f := root.Flags()
 	f.StringVar(&o.node, "node", "", "this node's `NAME`, as its cluster knows it")
 	f.StringVar(&o.tokenFile, "token-file", "", "`FILE` with the one-time node token; needed at the first start only")
+	f.StringVar(&o.meshConfig, "mesh-config", "", "`DIR` with the cluster's name, the mesh API servers' addresses and the CA bundle (files cluster, addresses, ca-bundle.pem): on Kubernetes the ConfigMap that they keep; followed")
+	f.StringVar(&o.accountToken, "service-account-token", "", "`FILE` with the service-account token of the pod this runs in, instead of a node token; needs --mesh-config")
 	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 `PATH` whose sockets are translated (default: the root of the first cgroup2 mount)")
 	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
 	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")

@@ -108,7 +108,7 @@ func (n *node) open() error {
 	if err != nil {
 		return err
 	}
-	n.client, err = register.Open(register.Config{StateDir: n.o.stateDir, Node: n.o.node, Token: n.token(), Changed: n.changed, Back: n.pods.ReportAgain, Log: n.log})
+	n.client, err = register.Open(register.Config{StateDir: n.o.stateDir, Node: n.o.node, Token: n.token(), MeshConfig: n.o.meshConfig, AccountToken: n.accountToken(), Changed: n.changed, Back: n.pods.ReportAgain, Log: n.log})
 	if err != nil {
 		return err
 	}
@@ -136,6 +136,17 @@ func (n *node) close() {
 	}
 	if n.device != nil {
 		n.device.Close()
+	}
+}
+
+// accountToken reads the pod's service-account token; nil = there is none.
+func (n *node) accountToken() func() (string, error) {
+	if n.o.accountToken == "" {
+		return nil
+	}
+	return func() (string, error) {
+		text, err := os.ReadFile(n.o.accountToken)
+		return string(text), err
 	}
 }
 

@@ -105,7 +105,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.caCert, "ca-cert", "", "file with the cluster's CA certificate and what is above it, PEM (default: one is made at first start)")
 	f.StringVar(&o.caKey, "ca-key", "", "file with the key of the cluster's CA, PEM")
 	f.StringVar(&o.caRoots, "ca-roots", "", "file with further roots to announce to nodes and peers, PEM: those to come and those to go when a CA is rolled over (the CA files are read again when they change, and on SIGHUP)")
-	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics (default: none)")
+	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics, /livez and /readyz (default: none)")
 	f.StringVar(&o.dns, "dns", "", "host:port to serve the zone clusterset.local at, by UDP and TCP (default: none)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.CompletionOptions.DisableDefaultCmd = true

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -31,7 +32,7 @@ func (o *kubeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "file with the credentials, outside of a cluster")
 	f.StringVar(&o.context, "kube-context", "", "context of the kubeconfig (default: its current one)")
 	f.StringVar(&o.namespace, "namespace", "", "Tombolo's own namespace (default: the pod's, else "+kube.DefaultNamespace+")")
-	f.StringVar(&o.meshConfig, "mesh-config", "tombolo-mesh", "ConfigMap in the own namespace in which the leader keeps the addresses of the mesh port and the CA bundle, for the agents")
+	f.StringVar(&o.meshConfig, "mesh-config", "tombolo-mesh", "ConfigMap in the own namespace in which the leader keeps the addresses of the mesh port and the CA bundle, for the agents; empty = none")
 	f.StringVar(&o.audience, "token-audience", "tombolo", "audience of the service-account tokens that nodes register with")
 	f.BoolVar(&o.mcs, "mcs", false, "run the Multi-Cluster Services API: ServiceImports and what belongs to them (needs --kubernetes)")
 	f.StringVar(&o.clusterSet, "cluster-set", "tombolo", "name of the mesh in the ClusterProperty clusterset.k8s.io; alike in all its clusters")
@@ -58,6 +59,14 @@ func (o *kubeOptions) into(cfg *apiserver.Config, log *slog.Logger) error {
 	}
 	cfg.Source = kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: true, Log: log})
 	cfg.SlicesGiven = true
+	if o.meshConfig != "" {
+		_, port, err := net.SplitHostPort(cfg.Listen)
+		if err != nil {
+			return fmt.Errorf("--listen: %w", err)
+		}
+		cfg.Parts = append(cfg.Parts, kube.MeshConfig{Client: client, Name: o.meshConfig, Port: port, Advertise: cfg.Advertise}.Part())
+	}
+	cfg.ReviewNode = kube.NewReviewer(client, o.audience, o.agentAccount).ReviewNode
 	o.join.into(cfg, client)
 	if o.mcs {
 		cfg.Multicluster = true
