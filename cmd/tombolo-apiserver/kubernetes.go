@@ -66,6 +66,7 @@ func (o *kubeOptions) into(cfg *apiserver.Config, log *slog.Logger) error {
 		}
 		cfg.Parts = append(cfg.Parts, kube.MeshConfig{Client: client, Name: o.meshConfig, Port: port, Advertise: cfg.Advertise}.Part())
 	}
+	cfg.Parts = append(cfg.Parts, kube.Events{Client: client}.Part())
 	cfg.ReviewNode = kube.NewReviewer(client, o.audience, o.agentAccount).ReviewNode
 	o.join.into(cfg, client)
 	if o.mcs {
