@@ -69,7 +69,7 @@ func (c *call) install(ctx context.Context) error {
 	if there, err := c.present(); err != nil {
 		return err
 	} else if there {
-		return fmt.Errorf("Tombolo is installed in namespace %s already: change it with 'tombolo upgrade'", c.Namespace)
+		return fmt.Errorf("namespace %s has a Tombolo already: change it with 'tombolo upgrade'", c.Namespace)
 	}
 	from := c.cluster.fillAddress(ctx, ch, values)
 	if !c.DryRun {
@@ -138,7 +138,7 @@ func (c *call) said(out releaser.Releaser, err error, address string) error {
 	}
 	rel, ok := out.(*release.Release)
 	if !ok {
-		return fmt.Errorf("Helm answered with a %T", out)
+		return fmt.Errorf("the answer of Helm is a %T, not a release", out)
 	}
 	if c.DryRun {
 		fmt.Fprint(c.out, rel.Manifest)
