@@ -80,7 +80,7 @@ func cniFindings(daemonSets []string, chained bool) (out []Finding) {
 		_, short, _ := strings.Cut(name, "/")
 		if other := otherCNI[short]; other != "" && !chained {
 			out = append(out, Finding{What: "CNI", Level: levelError, Why: other + " is there (DaemonSet " + name + ")",
-				Fix: "remove it, or leave addresses and interfaces to it with --set cni.mode=chained and cluster.podPrefixes"})
+				Fix: "remove it; living beside it (cni.mode=chained) is not there yet"})
 		}
 		if short == "kube-proxy" {
 			out = append(out, Finding{What: "service proxy", Level: levelWarning, Why: "kube-proxy is there; Tombolo does its work, and the two do it twice",
@@ -106,7 +106,7 @@ func nodeFindings(n corev1.Node, chained bool) (out []Finding) {
 		out = append(out, Finding{What: what, Level: levelError, Why: "it is " + info.Architecture, Fix: "there are images for amd64 and arm64; keep agents off it with agent.nodeSelector"})
 	}
 	if len(n.Spec.PodCIDRs) == 0 && !chained {
-		out = append(out, Finding{What: what, Level: levelError, Why: "it has no podCIDRs", Fix: "run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr, or use cni.mode=chained"})
+		out = append(out, Finding{What: what, Level: levelError, Why: "it has no podCIDRs", Fix: "run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr"})
 	}
 	for _, cidr := range n.Spec.PodCIDRs {
 		if _, err := netip.ParsePrefix(cidr); err != nil {

@@ -87,6 +87,6 @@ port: {{ $port | default 6443 | int }}
 {{- if not $v.etcd.external.endpoints }}{{ fail "etcd.external.endpoints is empty: give the URLs of the etcd, or set etcd.mode to embedded" }}{{ end }}
 {{- if not $v.etcd.external.secretName }}{{ fail "etcd.external.secretName is empty: name the Secret with the etcd's ca.crt and the client's tls.crt and tls.key" }}{{ end }}
 {{- end -}}
-{{- if and (eq $v.cni.mode "chained") (not $v.cluster.podPrefixes) }}{{ fail "cni.mode is chained and cluster.podPrefixes is empty: another CNI gives the addresses, so say in which prefixes they lie, for example --set cluster.podPrefixes={10.0.0.0/16}" }}{{ end -}}
+{{- if eq $v.cni.mode "chained" }}{{ fail "cni.mode=chained is not there yet: set it to main, with no other CNI plugin in the cluster, or to none" }}{{ end -}}
 {{- if and $v.metrics.podMonitor.enabled (not $v.metrics.expose) }}{{ fail "metrics.podMonitor.enabled needs metrics.expose: on loopback Prometheus reaches nothing" }}{{ end -}}
 {{- end }}
