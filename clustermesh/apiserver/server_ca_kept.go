@@ -57,6 +57,7 @@ type keptCA struct {
 	// What was looked at last, and what is in force; owned by open, then by follow.
 	seen, force CAText
 	since       time.Time // when the root of seen was announced; zero = no rollover
+	failed      bool      // seen could not be brought into force: it is tried again, and stays a problem
 }
 
 const (
@@ -244,7 +245,7 @@ func (k *keptCA) look(ctx context.Context) time.Duration {
 		}
 		return caAgainMost
 	}
-	if text.equal(k.seen) && k.since.IsZero() {
+	if text.equal(k.seen) && k.since.IsZero() && !k.failed {
 		k.problem(nil)
 		return caRelook
 	}
@@ -253,6 +254,7 @@ func (k *keptCA) look(ctx context.Context) time.Duration {
 	}
 	k.seen = text
 	again, err := k.take(ctx, text)
+	k.failed = err != nil
 	k.problem(err)
 	if err == nil {
 		s.core.announceAnew()

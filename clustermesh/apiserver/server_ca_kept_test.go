@@ -23,6 +23,7 @@ type fakeKeeper struct {
 	err      error
 	supplied bool
 	made     int
+	gets     int
 	changed  []func()
 }
 
@@ -39,7 +40,19 @@ func (k *fakeKeeper) get() (CAText, error) {
 func (k *fakeKeeper) Get(context.Context) (CAText, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.gets++
 	return k.get()
+}
+
+// looked: a server has looked at the CA again, and has done what follows from it.
+func (k *fakeKeeper) looked(t *testing.T) {
+	t.Helper()
+	count := func() int { k.mu.Lock(); defer k.mu.Unlock(); return k.gets }
+	for range 2 { // the second look begins after the first one's end
+		was := count()
+		k.set(k.text, k.err)
+		eventually(t, "the CA is looked at again", func() bool { return count() > was })
+	}
 }
 
 func (k *fakeKeeper) Make(_ context.Context, text CAText) (CAText, error) {
@@ -235,7 +248,11 @@ func TestKeptCAThatCannotBeUsed(t *testing.T) {
 		}
 	}
 	keeper.set(CAText{Chain: other.Chain, Key: first.Key}, nil)
-	eventually(t, "a key that does not fit is a problem", problem("the key is not that of the first certificate"))
+	unfit := problem("the key is not that of the first certificate")
+	eventually(t, "a key that does not fit is a problem", unfit)
+	if keeper.looked(t); !unfit() {
+		t.Error("at the second look the problem is gone, and its cause is not")
+	}
 	keeper.set(CAText{}, nil)
 	eventually(t, "a supplied CA that is gone is a problem", problem("there is no CA there"))
 	if s.port.ca().Fingerprint() != fingerprintOf(t, first) {
