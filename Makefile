@@ -32,8 +32,8 @@ demo: build ## the main job, end to end, on this machine; needs root
 test: ## every rung of the test ladder; what needs root is skipped, and counted, without it
 	$(GO) run ./test/runtests ./...
 
-test-race: ## all but the labs of real processes and the judges under the race detector; needs a C compiler
-	$(GO) run ./test/runtests -race $$($(GO) list ./... | grep -v -e /test/lab -e /test/sim -e /test/judge)
+test-race: ## all but the labs of real processes, the judges and what links Helm (minutes to build) under the race detector; needs a C compiler
+	$(GO) run ./test/runtests -race $$($(GO) list ./... | grep -v -e /test/lab -e /test/sim -e /test/judge -e /deploy/install -e /tombolo-install -e /test/kubernetes)
 	$(GO) run ./test/runtests -race ./test/sim -args -seeds 20
 
 bench: build ## figures of control plane and data plane beside yardsticks of the same run; RUNS=5 ONLY=sync,…
