@@ -31,6 +31,7 @@ type APIError struct {
 //	GET  /v1/tables/<name>[?wanted=true]      text: rows in the kernel, or as they should be
 //	GET  /v1/services                         ServiceList
 //	GET  /v1/services/<namespace>/<name>      ServiceExplanation
+//	GET  /v1/endpoints                        EndpointList: the pods of this node, their states and policy
 //	GET  /v1/policy                           PolicyList
 //	POST /v1/policy/trace[?batch=1]           Question → PolicyTrace; batch: lines of JSON, answered in a line each
 //	GET  /v1/flows[?last=&follow=1&verdict=&pod=&policy=]  Flow, as JSON lines
@@ -60,6 +61,7 @@ func newAPI(a *Agent) http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /v1/services/{namespace}/{name}", a.serveExplain)
+	mux.HandleFunc("GET /v1/endpoints", a.serveEndpoints)
 	mux.HandleFunc("GET /v1/policy", a.servePolicies)
 	mux.HandleFunc("POST /v1/policy/trace", a.serveTrace)
 	mux.HandleFunc("GET /v1/flows", a.serveFlows)

@@ -78,6 +78,25 @@ func isolating(policies []string) []string {
 	return out
 }
 
+// Applied says how a pod of SetPod is judged in one direction by what Apply last said.
+type Applied struct {
+	Known    bool     // false: its labels are not known, or nothing was said of it yet
+	Isolated bool     // what no rule allows is forbidden
+	Policies []string // that isolate it or have rules, in the order of evaluation
+}
+
+// Applied of a pod.
+func (e *Engine) Applied(pod string, d Direction) Applied {
+	st := e.pods[pod]
+	switch {
+	case st == nil || !st.known || st.said == SubjectUnknown:
+		return Applied{}
+	case st.subject == nil:
+		return Applied{Known: true}
+	}
+	return Applied{Known: true, Isolated: st.subject.flags.isolated(d), Policies: st.subject.policies[d]}
+}
+
 // Summary of a policy.
 type Summary struct {
 	Name

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -43,7 +44,7 @@ func agentAnswers() map[string]any {
 			},
 			Tables: []agent.TableStatus{{Name: "services", Wanted: 2, Pending: 1, Held: 3, Errors: 4}},
 			Health: agent.HealthStatus{Targets: 6, IntervalMS: 300, Probes: 1000, Misses: 12, NodesDown: 3, ClustersDown: 1},
-			Pods:   1, Services: 2, Details: map[string]string{"wireguard": "kernel", nasty: nasty},
+			Pods:   1, Services: 2, Endpoints: endpointStates(), Unmanaged: unmanagedPods(), Details: map[string]string{"wireguard": "kernel", nasty: nasty},
 			Problems: []agent.ProblemStatus{{What: "cluster azure is not in reach", Why: "connection refused", Fix: "check its mesh API server"}, {What: nasty}},
 		},
 		"/v1/services": map[string]any{"apiVersion": agent.APIVersion, "kind": "ServiceList", "items": []agent.ServiceSummary{
@@ -53,6 +54,7 @@ func agentAnswers() map[string]any {
 		"/v1/services/shop/cart": agent.ServiceExplanation{APIVersion: agent.APIVersion, Kind: "ServiceExplanation", Namespace: "shop", Name: "cart",
 			Found: true, Global: true, Affinity: "local", Text: "service shop/cart: global, affinity local\n  gcp: weight 1\x1b[31m\n"},
 	}
+	paths["/v1/endpoints"] = endpointList()
 	for _, name := range agent.TableNames() {
 		paths["/v1/tables/"+name] = ""
 	}
@@ -66,6 +68,38 @@ func agentAnswers() map[string]any {
 		Protocol: "tcp", Port: 5432, Egress: trace.Side{Verdict: trace.Denied, Why: nasty}, Ingress: trace.Side{Verdict: trace.Allowed}, Notes: []string{nasty}}
 	paths["/v1/tables/services"] = "172.20.0.10:80/tcp id=1\n172.20.0.11:80/tcp id=2\x1b[2J\n"
 	return paths
+}
+
+func endpointStates() []agent.EndpointStatus {
+	at := func(texts ...string) (out []netip.Addr) {
+		for _, text := range texts {
+			out = append(out, netip.MustParseAddr(text))
+		}
+		return out
+	}
+	return []agent.EndpointStatus{
+		{Addresses: at("10.1.1.9"), State: agent.EndpointDisconnecting},
+		{Namespace: "shop", Name: nasty, UID: "u1", Addresses: at("10.1.1.10"), State: agent.EndpointCreating},
+		{Namespace: "shop", Name: "db", UID: "u2", Addresses: at("10.1.1.11", "fd00:1::b"), State: agent.EndpointReady},
+		{Namespace: "shop", Name: "web", UID: "u3", Addresses: at("10.1.1.12"), State: agent.EndpointReady},
+	}
+}
+
+func unmanagedPods() []agent.UnmanagedPod {
+	return []agent.UnmanagedPod{{Namespace: "kube-system", Name: "old"}, {Namespace: "shop", Name: nasty}}
+}
+
+func endpointList() agent.EndpointList {
+	list := agent.EndpointList{APIVersion: agent.APIVersion, Kind: "EndpointList", Node: "n1", Unmanaged: unmanagedPods()}
+	closed, open := agent.EndpointPolicyStatus{Mode: agent.PolicyClosed}, agent.EndpointPolicyStatus{Mode: agent.PolicyOpen}
+	for _, e := range endpointStates() {
+		list.Items = append(list.Items, agent.EndpointSummary{EndpointStatus: e, Ingress: closed, Egress: closed})
+	}
+	db, web := &list.Items[2], &list.Items[3]
+	db.Identity, db.Labels = "1:5", map[string]string{"app": "db", "x": nasty, "tombolo.io/cluster": "aws", "tombolo.io/namespace": "shop", "namespace:team": "a", "tombolo.io/serviceaccount": "default"}
+	db.Ingress, db.Egress = agent.EndpointPolicyStatus{Mode: agent.PolicyIsolated, Policies: []string{"NetworkPolicy shop/db"}}, open
+	web.Identity, web.Ingress, web.Egress = "1:6", open, agent.EndpointPolicyStatus{Mode: agent.PolicyRules, Policies: []string{"ClusterNetworkPolicy floor"}}
+	return list
 }
 
 func path(state agent.PathState, ms, loss float64) agent.PathStatus {
@@ -91,6 +125,7 @@ var answering = []struct{ line, kind string }{
 	{"status", "Status"},
 	{"service list", "ServiceList"},
 	{"service explain shop/cart", "ServiceExplanation"},
+	{"endpoints", "EndpointList"},
 	{"policy trace shop/web shop/db 5432", "PolicyTrace"},
 	{"policy trace -f testdata/policy shop/web shop/db 5432", "PolicyTrace"},
 	{"policy list", "PolicyList"},
@@ -217,6 +252,10 @@ func TestOddAgents(t *testing.T) {
 	w.agent = map[string]any{"/v1/services": map[string]any{"items": []any{}}}
 	if got := w.at(t, "service", "list"); got != (answer{0, "", "this node knows no services\n"}) {
 		t.Errorf("no services: %+v", got)
+	}
+	w.agent["/v1/endpoints"] = map[string]any{"node": "n1", "items": []any{}}
+	if got := w.at(t, "endpoints"); got != (answer{0, "", "node n1 has no endpoints\n"}) {
+		t.Errorf("no endpoints: %+v", got)
 	}
 }
 

@@ -61,7 +61,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage.`,
 	root.MarkPersistentFlagFilename("apiserver-socket")
 	c.kubeFlags(root)
 	root.SetHelpCommand(helpCommand())
-	root.AddCommand(c.demoCommand(), c.meshCommand(), c.statusCommand(), c.serviceCommand(), c.policyCommand(), c.flowsCommand(), c.mapsCommand(), c.nodeCommand(), c.installCommand(), c.upgradeCommand(), c.uninstallCommand(), c.checkCommand(), c.versionCommand(), completionCommand(env.Stdout))
+	root.AddCommand(c.demoCommand(), c.meshCommand(), c.statusCommand(), c.serviceCommand(), c.endpointsCommand(), c.policyCommand(), c.flowsCommand(), c.mapsCommand(), c.nodeCommand(), c.installCommand(), c.upgradeCommand(), c.uninstallCommand(), c.checkCommand(), c.versionCommand(), completionCommand(env.Stdout))
 	usageArgs(root)
 	return root
 }

@@ -26,7 +26,9 @@ CONTROL says how far what is known of a cluster can be relied on: synced; stale,
 with since when it is not in reach (what is known stays in force); from snapshot
 (read from disk at the start); not synced. DATA PATH is what this node's own
 probes through the tunnel say. REFUSED are records that were not believed. Rows
-PENDING differ in the kernel, rows HELD are kept until their cluster is synced.`,
+PENDING differ in the kernel, rows HELD are kept until their cluster is synced. Pods
+NOT MANAGED run on this node without Tombolo; its own are counted by their state,
+and 'tombolo endpoints' lists them.`,
 		Example: `  tombolo status
   tombolo status -o json
   tombolo status --agent-socket /run/tombolo/agent.sock
@@ -159,7 +161,11 @@ func (c *cli) printAgent(s *agent.Status) error {
 	}
 	fmt.Fprintf(out, "Agent of %s/%s (cluster ID %d): %s, up %s, %s\n", printable(s.Cluster), printable(s.Node), s.ClusterID, ready, c.span(s.Started), problemCount(s.Problems))
 	c.printProblems(s.Problems)
+	if len(s.Unmanaged) > 0 {
+		c.printUnmanaged(s.Unmanaged)
+	}
 	fmt.Fprintf(out, "  %-12s %s, %s on this node\n", "holds", count(s.Services, "service"), count(s.Pods, "pod"))
+	fmt.Fprintf(out, "  %-12s %s\n", "endpoints", endpointCounts(s.Endpoints))
 	fmt.Fprintf(out, "  %-12s %s every %d ms, %d down; %d sent, %d missed\n", "probes", count(s.Health.Targets, "node"), s.Health.IntervalMS, s.Health.NodesDown, s.Health.Probes, s.Health.Misses)
 	var details []string
 	for name := range s.Details {

@@ -21,7 +21,7 @@ func TestWrongUsage(t *testing.T) {
 	}{
 		{"stauts", []string{`unknown command "stauts"`, "did you mean status?"}},
 		{"mesh jion", []string{`unknown command "jion" for 'tombolo mesh'`, "did you mean join?"}},
-		{"frobnicate", []string{"there are check, completion, demo, flows, install, maps"}},
+		{"frobnicate", []string{"there are check, completion, demo, endpoints, flows, install, maps"}},
 		{"help mesh jion", []string{"did you mean join?"}},
 		{"status --agent-sock x", []string{"did you mean --agent-socket?", "usage: tombolo status"}},
 		{"status --nope", []string{"unknown flag --nope for 'tombolo status'"}},
