@@ -7,12 +7,23 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 var lastCases = []Case{
 	{Name: "go-tests", Claim: "the Go tests that want a real kube-apiserver pass on this one", Run: goTests},
 	{Name: "idle-cost", Claim: "what Tombolo costs when nothing happens: memory, CPU and watches, per node and per control plane", Needs: []Need{NeedsLab}, Run: idleCost},
 	{Name: "uninstall", Claim: "uninstalled, a node is as it was: no programs, maps, devices, routes, rules, files", Needs: []Need{NeedsLab}, Run: uninstall},
+	{Name: "idle-yardstick", Claim: "what kube-proxy and the reference CNI plugins cost in the same cluster, Tombolo being gone", Needs: []Need{NeedsLab, NeedsUninstalled}, Run: idleYardstick},
+}
+
+// NeedsUninstalled is for cases that put something else in Tombolo's place.
+func NeedsUninstalled(w *World) string {
+	if !w.uninstalled {
+		return "needs the case uninstall to have passed"
+	}
+	return ""
 }
 
 // goTests runs what is skipped elsewhere.
@@ -45,6 +56,7 @@ func uninstall(t *T) {
 			})
 		}
 	}
+	t.uninstalled = true
 }
 
 // leftOn names what is Tombolo's on a machine.
@@ -74,18 +86,57 @@ func (l *Lab) leftOn(t *T, machine string) []string {
 	return left
 }
 
+// idleTime is how long an idle lab is looked at.
+const idleTime = 20 * time.Second
+
 func idleCost(t *T) {
+	t.idle(func(program string) bool { return strings.HasPrefix(program, "tombolo") })
+}
+
+// idle notes what programs cost, and the watches that all together hold.
+func (t *T) idle(of func(program string) bool) {
 	t.pause(5 * time.Second)
-	usage, err := t.Lab.usage(t.ctx, 10*time.Second)
+	usage, err := t.Lab.usage(t.ctx, idleTime)
 	t.OK(err, "usage")
+	found := false
 	for _, u := range usage {
-		if strings.HasPrefix(u.program, "tombolo") || u.program == "wireguard-go" {
+		if of(u.program) {
+			found = true
 			t.Note("%-6s %-18s %5.1f MiB (PSS), %4.1f %% of a core", u.machine, u.program, float64(u.pss)/(1<<20), u.cpu)
 		}
+	}
+	if !found {
+		t.Fatalf("none of the programs runs that were to be measured")
 	}
 	for _, c := range t.Clusters {
 		n, err := c.watches(t.ctx)
 		t.OK(err, "watches")
 		t.Note("%s: %d watches on kube-apiserver, of all programs", c.Name, n)
 	}
+}
+
+// idleYardstick gives the clusters the usual parts in Tombolo's place: the reference
+// plugins ptp, host-local and portmap, which are no longer there once a pod is
+// connected, and kube-proxy.
+func idleYardstick(t *T) {
+	for _, c := range t.Clusters {
+		n, err := c.watches(t.ctx)
+		t.OK(err, "watches")
+		t.Note("%s: %d watches on kube-apiserver without either", c.Name, n)
+		t.Lab.do(t, "network.sh", c.Name)
+		for _, node := range c.Nodes {
+			t.Lab.Start(t, node.Name, "kube-proxy")
+		}
+	}
+	for _, c := range t.Clusters {
+		c.NodesReady(t, 2*time.Minute)
+		// Pods that Tombolo connected have no network any more: they are made anew.
+		pods, err := c.Client.CoreV1().Pods("kube-system").List(t.ctx, metav1.ListOptions{LabelSelector: "k8s-app=kube-dns"})
+		t.OK(err, "pods of the cluster's DNS")
+		for _, p := range pods.Items {
+			t.OK(c.Client.CoreV1().Pods(p.Namespace).Delete(t.ctx, p.Name, metav1.DeleteOptions{}), "delete %s", p.Name)
+		}
+	}
+	kubeSystem(t)
+	t.idle(func(program string) bool { return program == "kube-proxy" })
 }

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 )
 
 var speedCases = []Case{
@@ -48,6 +49,9 @@ func newPod(t *T) {
 			took[j] = append(took[j], w.First(t, "yes", 10*time.Second).Sub(at))
 		}
 		t.During(time.Second, "the stranger stays out", func() error { shut.Never(t, "yes"); return nil })
+		for _, w := range append(watchers, shut) {
+			w.Stop()
+		}
 	}
 	for j, f := range friends {
 		t.Note("reached from %s: %s", f.cluster.Name, spread(took[j]))
@@ -82,38 +86,101 @@ func (c *Cluster) addressAppears(t *T, ns, name string) (ip string, at time.Time
 
 const sliceRuns = 10
 
+// sliceWay is where the time of one change went.
+type sliceWay struct {
+	write   time.Duration // the API server's own answer to the write
+	told    time.Duration // from before the write until a watch of the API server said it
+	kernel  time.Duration // from the mesh API server's hearing of it to the other cluster's kernel
+	reached time.Duration // from before the write until a connection succeeded
+}
+
 // sliceToMaps writes slices by hand, of a service without a selector: nothing but
 // Tombolo is between the write and the other cluster.
 func sliceToMaps(t *T) {
 	ns := t.Namespace()
 	a, b := t.Clusters[0], t.Clusters[1]
-	noSelector := func(s *corev1.Service) { s.Spec.Selector = nil }
-	var took, write []time.Duration
 	server := a.Deploy(t, ns, "server", 1)[0]
 	client := b.Pod(t, ns, "client", On(b.Nodes[0]))
-	before, err := t.originToKernel(b.Nodes[0])
-	t.OK(err, "metrics of the agent on %s", b.Nodes[0].Name)
+	var ways []sliceWay
 	for i := range sliceRuns {
-		name := fmt.Sprintf("by-hand-%d", i)
-		a.Service(t, ns, name, Global(), noSelector)
-		svc := b.Service(t, ns, name, Global(), noSelector)
-		watcher := client.Watcher(t)
-		watcher.Target(hostPort(svc.Spec.ClusterIP, 9000))
-		watcher.First(t, "refused", 10*time.Second) // the service is there, and nobody behind it
-		begin := time.Now()
-		a.writeSlice(t, ns, name, server.Status.PodIP)
-		write = append(write, time.Since(begin))
-		took = append(took, watcher.First(t, "yes", 10*time.Second).Sub(begin))
+		way := t.sliceWay(ns, fmt.Sprintf("by-hand-%d", i), server, client)
+		t.Logf("write %v, told %v, kernel %v, reached %v", way.write, way.told, way.kernel, way.reached)
+		ways = append(ways, way)
 	}
-	after, err := t.originToKernel(b.Nodes[0])
-	t.OK(err, "metrics of the agent on %s", b.Nodes[0].Name)
+	column := func(of func(sliceWay) time.Duration) []time.Duration {
+		var d []time.Duration
+		for _, way := range ways {
+			d = append(d, of(way))
+		}
+		return d
+	}
+	took := column(func(w sliceWay) time.Duration { return w.reached })
 	t.Note("from before the write until a new connection from %s succeeds (tried every 10 ms): %s", b.Name, spread(took))
-	t.Logf("each: %v", took)
-	t.Note("of that the API server's own answer to the write: %s", spread(write))
-	t.Note("of that from %s's record of it to %s's kernel: mean %.0f ms of %.0f changes", a.Name, b.Nodes[0].Name, 1000*(after.sum-before.sum)/(after.count-before.count), after.count-before.count)
+	t.Note("of that the API server's own answer to the write: %s", spread(column(func(w sliceWay) time.Duration { return w.write })))
+	t.Note("from before the write until a watch of the API server tells of it: %s", spread(column(func(w sliceWay) time.Duration { return w.told })))
+	t.Note("from %s's hearing of it to %s's kernel: %s", a.Name, b.Nodes[0].Name, spread(column(func(w sliceWay) time.Duration { return w.kernel })))
 	if worst := slices.Max(took); worst > 500*time.Millisecond {
 		t.Fatalf("the slowest took %v", worst)
 	}
+}
+
+func (t *T) sliceWay(ns, name string, server, client *Pod) (way sliceWay) {
+	a, b := t.Clusters[0], t.Clusters[1]
+	noSelector := func(s *corev1.Service) { s.Spec.Selector = nil }
+	a.Service(t, ns, name, Global(), noSelector)
+	svc := b.Service(t, ns, name, Global(), noSelector)
+	watcher := client.Watcher(t)
+	defer watcher.Stop()
+	watcher.Target(hostPort(svc.Spec.ClusterIP, 9000))
+	watcher.First(t, "refused", 10*time.Second) // the service is there, and nobody behind it
+	// Both clusters' records of the two services are on their way still: what is
+	// measured begins when they have arrived.
+	before := t.quiet(b.Nodes[0])
+	told := a.sliceAppears(t, ns, name)
+	begin := time.Now()
+	a.writeSlice(t, ns, name, server.Status.PodIP)
+	way.write = time.Since(begin)
+	way.reached = watcher.First(t, "yes", 10*time.Second).Sub(begin)
+	select {
+	case at := <-told:
+		way.told = at.Sub(begin)
+	case <-time.After(10 * time.Second):
+		t.Fatalf("a watch of EndpointSlices has not told of %s", name)
+	}
+	after := t.quiet(b.Nodes[0])
+	if after.count == before.count {
+		t.Fatalf("the agent on %s measured no change", b.Nodes[0].Name)
+	}
+	way.kernel = time.Duration((after.sum - before.sum) / (after.count - before.count) * float64(time.Second))
+	return way
+}
+
+// quiet waits until the agent has had nothing to do for a moment.
+func (t *T) quiet(node Node) histogram {
+	var last histogram
+	t.Within(10*time.Second, "the agent on "+node.Name+" has nothing to do", func() error {
+		now, err := t.originToKernel(node)
+		if err == nil && now != last {
+			err = errors.New("it has")
+		}
+		last = now
+		return err
+	})
+	return last
+}
+
+// sliceAppears sends the time when a watch tells of a slice.
+func (c *Cluster) sliceAppears(t *T, ns, name string) <-chan time.Time {
+	w, err := c.Client.DiscoveryV1().EndpointSlices(ns).Watch(t.ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	t.OK(err, "watch")
+	told := make(chan time.Time, 1)
+	go func() {
+		defer w.Stop()
+		if e, ok := <-w.ResultChan(); ok && e.Type == watch.Added {
+			told <- time.Now()
+		}
+	}()
+	return told
 }
 
 func (c *Cluster) writeSlice(t *T, ns, service, ip string) {

@@ -29,7 +29,7 @@ type Total struct {
 
 // Load starts one on a node and waits until it flows.
 func (c *Cluster) Load(t *T, ns, name string, node Node, target string) *Load {
-	l := &Load{pod: c.Pod(t, ns, name, On(node), Label("role", "client"), Args("load", "-every", "20ms", "-t", "5s", target)), target: target}
+	l := &Load{pod: c.Pod(t, ns, name, On(node), Label("role", "client"), Args("load", "-every", "50ms", "-t", "5s", target)), target: target}
 	t.Within(30*time.Second, "the load on "+target+" flows", func() error {
 		total, err := l.Total(t)
 		if err == nil && total.Requests == 0 {
@@ -135,6 +135,9 @@ func (p *Pod) Watcher(t *T) *Watcher {
 
 // Target sends the watcher off.
 func (w *Watcher) Target(target string) { fmt.Fprintln(w.give, target) }
+
+// Stop ends it, so that it costs nothing while something else is measured.
+func (w *Watcher) Stop() { w.give.Close() }
 
 func (w *Watcher) Turns() []turn {
 	w.mu.Lock()

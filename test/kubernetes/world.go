@@ -31,6 +31,8 @@ type World struct {
 	out      io.Writer
 	begin    time.Time
 	janitor  *keeper
+
+	uninstalled bool // Tombolo was installed and is gone again
 }
 
 // Cluster is a cluster and its clients. Number is its cluster ID in the mesh.
