@@ -66,7 +66,7 @@ func (l *Lab) leftOn(t *T, machine string) []string {
 		"device":     `ip -o link | awk -F': ' '{print $2}' | grep -v -e '^lo$' -e '^eth0' || true`,
 		"route":      `for f in -4 -6; do ip $f route show table all | grep -v -e 'table local' -e 'dev eth0' -e 'dev lo' -e unreachable.default || true; done`,
 		"rule":       `for f in -4 -6; do ip $f rule | grep -v -e 'lookup local' -e 'lookup main' -e 'lookup default' || true; done`,
-		"pin":        `find /sys/fs/bpf -mindepth 1`,
+		"pin":        `find /sys/fs/bpf -mindepth 1 -not -name maps.debug -not -name progs.debug`,
 		"file":       `find /etc/cni/net.d /opt/cni/bin /run/tombolo /var/lib/tombolo -iname '*tombolo*' 2>/dev/null || true`,
 		"nft table":  `nft list tables 2>/dev/null | grep -i tombolo || true`,
 		"tc program": `tc filter show dev eth0 ingress; tc filter show dev eth0 egress; tc qdisc show dev eth0 | grep clsact || true`,
