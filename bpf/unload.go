@@ -9,11 +9,12 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Unload detaches all programs and removes all pins of ours in the directory, of
-// any version, and our clsact filters in the calling thread's network namespace.
-// It refuses while an agent runs. Doing it twice is no error.
+// any version, our clsact filters in the calling thread's network namespace, and
+// the directory itself unless something of somebody else's is in it. It refuses while an agent runs. Doing it twice is no error.
 func Unload(pinDir string) error {
 	entries, err := os.ReadDir(pinDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -36,6 +37,9 @@ func Unload(pinDir string) error {
 		if strings.HasPrefix(e.Name(), "tmb_") && !e.IsDir() {
 			errs = append(errs, removeLink(filepath.Join(pinDir, e.Name())))
 		}
+	}
+	if err := os.Remove(pinDir); !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) { // busy: it is the mount itself
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
