@@ -136,6 +136,8 @@ func (m *member) absence(w Why, ports []MergedPort) string {
 		return fmt.Sprintf("none of its %d endpoints is ready", w.Total)
 	case len(ports) == 0:
 		return "the local service has no frontend"
+	case m.imported && !slices.ContainsFunc(ports, func(p MergedPort) bool { return m.service.Exposes(p.Port.Name, p.Port.Protocol, p.Port.Port) }):
+		return "it exports no port of the import under the same name, protocol and number"
 	}
 	for _, p := range ports {
 		if f := m.find(p.Port, p.V6); len(f.ready) > 0 {

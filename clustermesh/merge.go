@@ -106,6 +106,9 @@ type member struct {
 	slices  []*EndpointSlice
 	weight  uint16
 	rank    int // tier, before empty ones are left out
+	// imported: it exports the service. A port of the import that is not one of the
+	// service, number and all, does not lead to it, though its name may.
+	imported bool
 }
 
 // Merge joins the services of one name into what a client in cluster Local
@@ -127,9 +130,10 @@ type member struct {
 // where none is ready in any cluster, those that still serve while terminating do.
 //
 // A service with Import has no backends of its own: it leads to those of all
-// clusters that export the service of that name, by the same rules. Which of
-// them are near is not asked of an import, unless it has a Distribution: then
-// unset affinity means local.
+// clusters that export the service of that name, by the same rules, but each port
+// to those alone that expose it under the same number. Which of them are near is
+// not asked of an import, unless it has a Distribution: then unset affinity means
+// local.
 func Merge(in MergeInput) Merged {
 	m := Merged{Name: in.Name}
 	own, ownSlices := localService(in)
@@ -313,10 +317,15 @@ func collectExports(in MergeInput, own *Service, p tierPlan) []member {
 		if s == nil || s.Export == nil {
 			continue
 		}
-		members = append(members, member{cluster: name, id: v.ID(), service: s, slices: list, weight: s.weight(), rank: p.rank(in, name)})
+		members = append(members, member{cluster: name, id: v.ID(), service: s, slices: list, weight: s.weight(), rank: p.rank(in, name), imported: true})
 	}
 	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.cluster, b.cluster) })
 	return members
+}
+
+// Exposes: is that one of the service's ports?
+func (r *Service) Exposes(name string, protocol Protocol, number uint16) bool {
+	return slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name == name && p.Protocol == protocol && p.Port == number })
 }
 
 // weight is the cluster's weight; unset reads as 1.

@@ -50,6 +50,37 @@ func TestMergeImport(t *testing.T) {
 	}
 }
 
+// TestMergeImportPorts: each port of an import leads to the clusters that expose
+// it, by its name, protocol and number, whatever their endpoints' ports are.
+func TestMergeImportPorts(t *testing.T) {
+	m := newMesh(t, "a", "b", "c", "d")
+	for name, ports := range map[string][]Port{
+		"a": {{"http", TCP, 80, 0}}, "b": {{"http", TCP, 8080, 0}}, "c": {{"web", TCP, 8000, 0}}, "d": {{"http", UDP, 80, 0}, {"web", TCP, 8000, 30080}},
+	} {
+		s := checkout()
+		s.Global, s.Export, s.Ports = false, &Export{Created: 1}, ports
+		slice := &EndpointSlice{Name: SliceName{m.Name, "s1"}, Endpoints: []Endpoint{{Address: addr4(10<<24 | uint32(clusterID(name))<<16 | 1), Node: 1, Ready: true}}}
+		for _, p := range ports {
+			slice.Ports = append(slice.Ports, Port{p.Name, p.Protocol, 42, 0})
+		}
+		m.put(m.Views[name], s, slice)
+	}
+	m.putImport(func(s *Service) { s.Ports = []Port{{"http", TCP, 80, 0}, {"web", TCP, 8000, 0}} })
+	got := Merge(m.MergeInput)
+	if show(got) != "a(1)" {
+		t.Errorf("http: %s", show(got))
+	}
+	got.Ports = got.Ports[1:]
+	if show(got) != "c(1) d(1)" {
+		t.Errorf("web: %s", show(got))
+	}
+	for _, w := range got.Clusters {
+		if w.Cluster == "b" && (w.Tier != -1 || w.Reason != "it exports no port of the import under the same name, protocol and number") {
+			t.Errorf("b: %+v", w)
+		}
+	}
+}
+
 // putImport gives cluster a an import of checkout, and has the mesh merge it.
 func (m *mesh) putImport(change func(*Service)) {
 	s := &Service{Name: ServiceName{"shop", "derived-1"}, Ports: checkoutPorts, Frontends: addresses("172.20.0.9"), Import: "checkout"}

@@ -83,6 +83,9 @@ type located struct {
 
 // find collects the member's backends for a port: sorted, each address once.
 func (m *member) find(p Port, v6 bool) found {
+	if m.imported && !m.service.Exposes(p.Name, p.Protocol, p.Port) {
+		return found{}
+	}
 	var buf [16]located // most services are this small
 	all := buf[:0]
 	for _, s := range m.slices {

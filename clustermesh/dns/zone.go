@@ -140,6 +140,7 @@ type service struct {
 type pod struct {
 	host, cluster string
 	addr          netip.Addr
+	of            *clustermesh.Service // as the cluster exports it
 }
 
 func (z Zone) service(name clustermesh.ServiceName) service {
@@ -164,7 +165,7 @@ func (z Zone) service(name clustermesh.ServiceName) service {
 		}
 		for _, slice := range e.Slices {
 			for _, ep := range slice.Endpoints {
-				p := pod{host: hostname(ep), cluster: e.Cluster, addr: ep.Address}
+				p := pod{host: hostname(ep), cluster: e.Cluster, addr: ep.Address, of: e.Service}
 				if mcs.Ready(e.Service, ep) && !seen[p] {
 					seen[p] = true
 					s.pods = append(s.pods, p)
@@ -246,22 +247,28 @@ func (s *service) ofPort(name string, before []string, kind uint16) (a Answer, f
 	return a, true
 }
 
-// srv names each pair of target and port once, with the addresses beside.
+// srv names each pair of target and port once, with the addresses beside. A pod has
+// the ports that its cluster exposes.
 func (s *service) srv(name string, wanted func(clustermesh.Port) bool) (a Answer) {
 	type pair struct {
 		target string
 		port   uint16
 	}
 	seen, extra := map[pair]bool{}, map[string]bool{}
-	add := func(target string, addrs ...netip.Addr) {
+	add := func(target string, of *clustermesh.Service, addrs ...netip.Addr) {
+		named := false
 		for _, p := range s.ports {
-			if at := (pair{target, p.Port}); wanted(p) && !seen[at] {
+			if !wanted(p) || of != nil && !of.Exposes(p.Name, p.Protocol, p.Port) {
+				continue
+			}
+			named = true
+			if at := (pair{target, p.Port}); !seen[at] {
 				seen[at] = true
 				a.Answer = append(a.Answer, &dns.SRV{Hdr: header(name, dns.TypeSRV, ttl), Priority: 0, Weight: 100, Port: p.Port, Target: target})
 			}
 		}
 		for _, addr := range addrs {
-			if key := target + addr.String(); !extra[key] {
+			if key := target + addr.String(); named && !extra[key] {
 				extra[key] = true
 				a.Extra = appendAddress(a.Extra, target, addr, dns.TypeA)
 				a.Extra = appendAddress(a.Extra, target, addr, dns.TypeAAAA)
@@ -269,10 +276,10 @@ func (s *service) srv(name string, wanted func(clustermesh.Port) bool) (a Answer
 		}
 	}
 	if len(s.ips) > 0 {
-		add(s.domain(), s.ips...)
+		add(s.domain(), nil, s.ips...)
 	}
 	for _, p := range s.pods {
-		add(p.domain(s), p.addr)
+		add(p.domain(s), p.of, p.addr)
 	}
 	return a
 }

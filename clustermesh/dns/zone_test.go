@@ -60,11 +60,15 @@ func exported(cluster, name string, headless bool, endpoints ...string) mcs.Expo
 }
 
 func theWorld() *world {
+	mixed := exported("b", "mixed", true, "10.2.0.8=m") // a younger export, with another number under one name
+	mixed.Service.Export.Created = 2
+	mixed.Service.Ports = []clustermesh.Port{{Name: "http", Protocol: clustermesh.TCP, Port: 82}, {Name: "dns", Protocol: clustermesh.UDP, Port: 80}}
 	return &world{
 		exports: []mcs.Export{
 			exported("a", "web", false), exported("b", "web", false),
 			exported("a", "db", true, "10.1.0.5=db-0", "10.1.0.6", "10.1.0.7~=db-2", "fd00:1::5=db-0"), exported("b", "db", true, "10.2.0.5=db-0"),
 			exported("b", "idle", true, "10.2.0.9~"), exported("b", "unaddressed", false),
+			exported("a", "mixed", true, "10.1.0.8=m"), mixed,
 		},
 		addresses: map[string]*clustermesh.Service{"web": {
 			Name: clustermesh.ServiceName{Namespace: "ns", Name: "derived-1"}, Ports: ports, Import: "web",
@@ -115,6 +119,8 @@ func TestZone(t *testing.T) {
 		{"2.4.1 no ready endpoint", "idle.ns.svc.clusterset.local.", dns.TypeA, "NXDOMAIN"},
 		{"2.4.2 SRV: endpoints times ports", "_http._tcp." + db, dns.TypeSRV,
 			"NOERROR 0 100 80 10-1-0-6.a." + db + ", 0 100 80 db-0.a." + db + ", 0 100 80 db-0.b." + db},
+		{"2.4.2 SRV: of the clusters that expose the port", "_http._tcp.mixed.ns.svc.clusterset.local.", dns.TypeSRV, "NOERROR 0 100 80 m.a.mixed.ns.svc.clusterset.local."},
+		{"2.4.2 SRV: the others' addresses stay", "mixed.ns.svc.clusterset.local.", dns.TypeA, "NOERROR 10.1.0.8, 10.2.0.8"},
 		{"2.4.4 not all of one cluster", "a." + db, dns.TypeA, "NOERROR"},
 		{"no such cluster", "c." + db, dns.TypeA, "NXDOMAIN"},
 		{"imported, no address yet", "unaddressed.ns.svc.clusterset.local.", dns.TypeA, "NXDOMAIN"},

@@ -218,6 +218,33 @@ func TestEndpointSlices(t *testing.T) {
 	}
 }
 
+// Service port: what comes to a port goes to the clusters alone that expose it, so
+// their slices have no other.
+func TestEndpointSlicesOfConflictingPorts(t *testing.T) {
+	tcp, other, more := clustermesh.Port{Name: "tcp", Protocol: clustermesh.TCP, Port: 42}, clustermesh.Port{Name: "tcp", Protocol: clustermesh.TCP, Port: 43}, clustermesh.Port{Name: "more", Protocol: clustermesh.TCP, Port: 44}
+	for _, one := range []func(*clustermesh.Service){nil, headless} {
+		_, w := settle(t, state(
+			export("a", 0, func(s *clustermesh.Service) {
+				if s.Ports = []clustermesh.Port{tcp}; one != nil {
+					one(s)
+				}
+			}).with("10.1.1.5"),
+			export("b", 1, ports(other, more)).with("10.2.1.5"),
+			export("c", 2, ports(other)).with("10.3.1.5")))
+		var got []string
+		for _, s := range w.Slices {
+			names := s.Labels[v1beta1.LabelSourceCluster]
+			for _, p := range s.Ports {
+				names += " " + *p.Name
+			}
+			got = append(got, names)
+		}
+		if text := strings.Join(got, "|"); text != "a tcp|b more|c" {
+			t.Error(text)
+		}
+	}
+}
+
 // Labels and annotations: only those that the ServiceExport exports, and none of
 // Tombolo's own, which are the client's cluster's to set.
 func TestExportedLabelsAndAnnotations(t *testing.T) {

@@ -236,7 +236,9 @@ func (im *Import) endpointSlices(owner *v1beta1.ServiceImport, e Export) []*disc
 			slice.Labels[corev1.IsHeadlessService] = ""
 		}
 		for _, p := range s.Ports {
-			slice.Ports = append(slice.Ports, slicePort(e.Service, p))
+			if im.leads(e, p) {
+				slice.Ports = append(slice.Ports, slicePort(e.Service, p))
+			}
 		}
 		for _, ep := range s.Endpoints {
 			slice.Endpoints = append(slice.Endpoints, sliceEndpoint(e.Service, ep))
@@ -244,6 +246,14 @@ func (im *Import) endpointSlices(owner *v1beta1.ServiceImport, e Export) []*disc
 		out = append(out, slice)
 	}
 	return out
+}
+
+// leads: does a port of the import lead to that port of the export's endpoints? It
+// does not where the cluster exposes another number under the same name.
+func (im *Import) leads(e Export, p clustermesh.Port) bool {
+	return slices.ContainsFunc(im.Ports, func(q Port) bool {
+		return q.Name == p.Name && q.Protocol == p.Protocol && e.Service.Exposes(q.Name, q.Protocol, q.Port)
+	})
 }
 
 func sliceName(service, cluster, slice string) string {

@@ -133,14 +133,15 @@ func quote(s string) string {
 }
 
 // ports is the union: by name first, then by protocol and number. A port that
-// clashes with one of an older export is left out.
+// clashes with one of an older export is left out. One that not all clusters have
+// is a conflict as well, though it is used: what comes to it goes to those alone
+// that have it.
 func (r *resolver) ports() {
 	names, numbers := map[string]Port{}, map[portNumber]Port{}
-	clash := map[string]bool{}
 	var what []string
+	var lacks []lack // what is said of a clash, and need not be said again
 	for _, e := range r.all {
-		for i, p := range e.Service.Ports {
-			port := Port{Name: p.Name, Protocol: p.Protocol, Port: p.Port, AppProtocol: appProtocol(e.Service, i)}
+		for _, port := range e.ports() {
 			byName, hasName := names[port.Name]
 			byNumber, hasNumber := numbers[portNumber{port.Protocol, port.Port}]
 			switch {
@@ -150,7 +151,7 @@ func (r *resolver) ports() {
 				if !hasName {
 					used = byNumber
 				}
-				clash[e.Cluster] = true
+				lacks = append(lacks, lack{e.Cluster, used})
 				what = append(what, fmt.Sprintf("%s is used, and not %s of cluster %q", used, port, e.Cluster))
 			default:
 				names[port.Name], numbers[portNumber{port.Protocol, port.Port}] = port, port
@@ -158,13 +159,45 @@ func (r *resolver) ports() {
 			}
 		}
 	}
-	if len(clash) > 0 {
+	disagree := 0
+	for _, e := range r.all {
+		list := e.ports()
+		if !samePorts(list, r.all[0].ports()) {
+			disagree++
+		}
+		for _, p := range r.Ports {
+			if !slices.Contains(list, p) && !slices.Contains(lacks, lack{e.Cluster, p}) {
+				what = append(what, fmt.Sprintf("%s is not in cluster %q", p, e.Cluster))
+			}
+		}
+	}
+	if disagree > 0 {
 		if len(what) > 3 {
 			what = append(what[:3], "…")
 		}
 		r.conflict(v1beta1.ServiceExportReasonPortConflict, "Conflicting ports. Older exports count, the oldest is in cluster %q. %d of %d clusters disagree: %s.",
-			r.Oldest, len(clash), len(r.all), strings.Join(what, "; "))
+			r.Oldest, disagree, len(r.all), strings.Join(what, "; "))
 	}
+}
+
+// lack is a cluster without a port of the union.
+type lack struct {
+	cluster string
+	port    Port
+}
+
+// ports are those of the exported Service.
+func (e Export) ports() []Port {
+	out := make([]Port, len(e.Service.Ports))
+	for i, p := range e.Service.Ports {
+		out[i] = Port{Name: p.Name, Protocol: p.Protocol, Port: p.Port, AppProtocol: appProtocol(e.Service, i)}
+	}
+	return out
+}
+
+// samePorts: in whatever order.
+func samePorts(a, b []Port) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(p Port) bool { return !slices.Contains(b, p) })
 }
 
 // String is name:TCP:80.

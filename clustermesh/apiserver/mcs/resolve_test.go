@@ -78,12 +78,32 @@ func TestConflictResolutionOldestWins(t *testing.T) {
 	}
 }
 
-// Service port: the union of the ports of the constituent services.
+// Service port: the union of the ports of the constituent services, and a conflict
+// if they are not the same in all.
 func TestServicePortUnion(t *testing.T) {
-	im := resolve(t, export("a", 0, nil), export("b", 1, ports(
-		clustermesh.Port{Name: "tcp", Protocol: clustermesh.TCP, Port: 42}, clustermesh.Port{Name: "sctp", Protocol: clustermesh.SCTP, Port: 142})))
-	if got := fmt.Sprint(im.Ports); got != "[tcp:TCP:42 udp:UDP:42 sctp:SCTP:142]" || im.reasons() != "" {
-		t.Errorf("%s, conflicts %q", got, im.reasons())
+	tcp, udp := clustermesh.Port{Name: "tcp", Protocol: clustermesh.TCP, Port: 42}, clustermesh.Port{Name: "udp", Protocol: clustermesh.UDP, Port: 42}
+	sctp := clustermesh.Port{Name: "sctp", Protocol: clustermesh.SCTP, Port: 142}
+	tests := []struct {
+		second, third []clustermesh.Port
+		want, reason  string
+		says          string // the message from here on
+	}{
+		{[]clustermesh.Port{tcp, udp}, []clustermesh.Port{udp, tcp}, "[tcp:TCP:42 udp:UDP:42]", "", ""},
+		{[]clustermesh.Port{tcp, udp, sctp}, []clustermesh.Port{tcp, udp}, "[tcp:TCP:42 udp:UDP:42 sctp:SCTP:142]", "PortConflict",
+			`1 of 3 clusters disagree: sctp:SCTP:142 is not in cluster "a"; sctp:SCTP:142 is not in cluster "c".`},
+		{[]clustermesh.Port{tcp}, []clustermesh.Port{tcp, sctp}, "[tcp:TCP:42 udp:UDP:42 sctp:SCTP:142]", "PortConflict",
+			`2 of 3 clusters disagree: sctp:SCTP:142 is not in cluster "a"; udp:UDP:42 is not in cluster "b"; sctp:SCTP:142 is not in cluster "b"; ….`},
+		{[]clustermesh.Port{{Name: "tcp", Protocol: clustermesh.TCP, Port: 43}, udp}, []clustermesh.Port{tcp, udp}, "[tcp:TCP:42 udp:UDP:42]", "PortConflict",
+			`1 of 3 clusters disagree: tcp:TCP:42 is used, and not tcp:TCP:43 of cluster "b".`},
+	}
+	for _, test := range tests {
+		im := resolve(t, export("a", 0, nil), export("b", 1, ports(test.second...)), export("c", 2, ports(test.third...)))
+		if got := fmt.Sprint(im.Ports); got != test.want || im.reasons() != test.reason {
+			t.Errorf("%s, conflicts %q, want %s, %q", got, im.reasons(), test.want, test.reason)
+		}
+		if len(im.Conflicts) > 0 && !strings.HasSuffix(im.Conflicts[0].Message, test.says) {
+			t.Errorf("%s\nwant the end: %s", im.Conflicts[0].Message, test.says)
+		}
 	}
 }
 
