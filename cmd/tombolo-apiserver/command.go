@@ -95,7 +95,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.manifests, "manifests", "", "folder tree of Kubernetes manifests (.yaml, .yml, .json), watched")
 	o.kube.flags(f)
 	f.StringVar(&o.listen, "listen", ":9443", "host:port of the mesh port")
-	f.StringSliceVar(&o.advertise, "advertise", nil, "host:port at which other clusters and agents reach the mesh port, in order of preference (default: --listen)")
+	f.StringSliceVar(&o.advertise, "advertise", nil, "host:port at which other clusters and agents reach the mesh port, in order of preference; an IP address alone takes the port of --listen (default: --listen)")
 	f.StringVar(&o.socket, "socket", "/run/tombolo/apiserver.sock", "Unix socket of the admin calls")
 	f.StringSliceVar(&o.podPrefixes, "pod-prefix", nil, "prefix that all pod addresses of the cluster lie in; give it for each family (default: the union of the nodes')")
 	f.StringSliceVar(&o.etcd.Endpoints, "etcd-endpoints", nil, "URLs of an external etcd (default: one embedded in this process)")
@@ -115,9 +115,13 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 
 // config makes of the flags what Run takes.
 func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
+	advertise, err := advertised(o.advertise, o.listen)
+	if err != nil {
+		return apiserver.Config{}, err
+	}
 	cfg := apiserver.Config{
 		Cluster: o.cluster, ID: clustermesh.ID(o.id), StateDir: o.stateDir,
-		Listen: o.listen, Advertise: o.advertise, Socket: o.socket, Metrics: o.metrics,
+		Listen: o.listen, Advertise: advertise, Socket: o.socket, Metrics: o.metrics,
 		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, Version: version(), Log: log,
 	}
 	switch {

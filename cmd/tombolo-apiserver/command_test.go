@@ -46,6 +46,7 @@ func TestFlags(t *testing.T) {
 		{[]string{"--pod-prefix", "10.1"}, `--pod-prefix: "10.1" is no prefix`},
 		{[]string{"--pod-prefix", "10.1.2.0/16"}, "write 10.1.0.0/16"},
 		{[]string{"--pod-prefix", "10.1.0.0/16,10.1.2.0/24"}, "overlap"},
+		{[]string{"--advertise", "mesh.example"}, `--advertise: "mesh.example" is neither`},
 		{[]string{"--ca-cert", "x"}, "belong together"},
 		{[]string{"--ca-secret", "x"}, "--ca-secret needs --kubernetes"},
 		{[]string{"--ca-secret-supplied"}, "--ca-secret-supplied says who makes"},

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,7 +21,7 @@ var base = []string{"cluster.name=aws", "cluster.id=1", "kubernetes.host=10.0.0.
 
 const threeNodes = "etcd.members.nodes[0].node=n1,etcd.members.nodes[0].address=10.0.0.1," +
 	"etcd.members.nodes[1].node=n2,etcd.members.nodes[1].address=10.0.0.2," +
-	"etcd.members.nodes[2].node=n3,etcd.members.nodes[2].address=fd00::3"
+	"etcd.members.nodes[2].node=n3,etcd.members.nodes[2].address=10.0.0.3"
 
 func valuesOf(t *testing.T, set ...string) map[string]any {
 	t.Helper()
@@ -42,6 +43,7 @@ func render(t *testing.T, set ...string) (string, string, error) {
 var cases = map[string][]string{
 	"default":  nil,
 	"ha":       {"etcd.mode=members", "apiserver.replicas=3", "etcd.members.tls=certManager", threeNodes},
+	"ha6":      {"etcd.mode=members", "apiserver.replicas=3", "etcd.members.tls=secrets", strings.ReplaceAll(threeNodes, "10.0.0.", "fd00::")},
 	"external": {"etcd.mode=external", "apiserver.replicas=2", "etcd.external.secretName=etcd-client", "etcd.external.endpoints={https://10.0.0.9:2379,https://10.0.0.8:2379}"},
 	"lb":       {"apiserver.service.type=LoadBalancer", "apiserver.advertise={mesh.aws.example:9443}", "metrics.expose=true", "metrics.podMonitor.enabled=true"},
 	"none":     {"cni.mode=none", "cluster.podPrefixes={10.64.0.0/16,fd10:1::/56}", "mcs.enabled=false", "mcs.installCRDs=false"},
@@ -57,7 +59,7 @@ func TestRendered(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, name+".yaml", withoutCRDs(got)+"---\n# NOTES\n"+notes)
+			golden(t, filepath.Join("testdata", name+".yaml"), withoutCRDs(got)+"---\n# NOTES\n"+notes)
 		})
 	}
 }
@@ -74,9 +76,8 @@ func withoutCRDs(manifest string) string {
 	return strings.Join(out, "\n---\n")
 }
 
-func golden(t *testing.T, name, got string) {
+func golden(t *testing.T, path, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", name)
 	if *update {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -88,7 +89,39 @@ func golden(t *testing.T, name, got string) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("%s is not what is rendered now; look at the difference after 'go test ./deploy/install -update'", path)
+		t.Errorf("%s is not what is rendered now; look at the difference after 'make kustomize' (go test ./deploy/install -update)", path)
+	}
+}
+
+// Definitions are part of the release, so that an upgrade brings them up to date,
+// and stay when it goes. Another project's are left out where that project brings them.
+func TestDefinitions(t *testing.T) {
+	for set, want := range map[string][]string{
+		"mcs.installCRDs=true":  {"meshpeers.tombolo.io", "serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io"},
+		"mcs.installCRDs=false": {"meshpeers.tombolo.io"},
+		"cleanup.enabled=true":  {"meshpeers.tombolo.io", "serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io"},
+	} {
+		manifest, _, err := render(t, append([]string{set}, base...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for name, o := range objects(t, manifest) {
+			if o["kind"] != "CustomResourceDefinition" {
+				continue
+			}
+			got = append(got, strings.TrimPrefix(name, "CustomResourceDefinition//"))
+			m := o["metadata"].(map[string]any)
+			if a, _ := m["annotations"].(map[string]any); a["helm.sh/resource-policy"] != "keep" {
+				t.Errorf("%s: %s would go with the release, and all of its objects with it", set, name)
+			}
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", set, got, want)
+		}
+	}
+	if _, err := os.Stat("../chart/crds"); err == nil {
+		t.Error("the chart has a folder crds, which Helm never brings up to date")
 	}
 }
 
@@ -113,6 +146,7 @@ func TestRefused(t *testing.T) {
 		{[]string{"etcd.mode=members", "etcd.members.tls=certManager"}, "etcd.members.nodes has 0: three or five nodes"},
 		{[]string{"etcd.mode=members", threeNodes}, "etcd.members.tls is generated, but this Helm cannot ask"},
 		{[]string{"etcd.mode=members", "etcd.members.tls=certManager", threeNodes, "etcd.members.nodes[2].node=n1"}, "names a node twice"},
+		{[]string{"etcd.mode=members", "etcd.members.tls=certManager", threeNodes, "etcd.members.nodes[2].address=fd00::3"}, "mixes IPv4 and IPv6"},
 		{[]string{"etcd.mode=external"}, "etcd.external.endpoints is empty"},
 		{[]string{"etcd.mode=external", "etcd.external.endpoints={http://e:2379}"}, "/etcd/external/endpoints/0"},
 		{[]string{"etcd.mode=external", "etcd.external.endpoints={https://e:2379}"}, "etcd.external.secretName is empty"},

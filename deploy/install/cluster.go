@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/kube"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -66,6 +67,9 @@ func (c *Cluster) ToRESTMapper() (meta.RESTMapper, error) {
 
 // helm is Helm's library at this cluster. What it logs is for its own developers.
 func (c *Cluster) helm(stderr io.Writer) (*action.Configuration, error) {
+	// Who owns an object's fields. By the program's own name, an upgrade by helm
+	// would be in conflict with an installation by us.
+	kube.ManagedFieldsManager = "helm"
 	log := slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelError + 1})
 	cfg := action.NewConfiguration(action.ConfigurationSetLogger(log))
 	return cfg, cfg.Init(c, c.namespace, "secret")

@@ -80,7 +80,9 @@ port: {{ $port | default 6443 | int }}
 {{- if eq $v.etcd.mode "members" }}
 {{- $n := len $v.etcd.members.nodes }}
 {{- if not (has $n (list 3 5)) }}{{ fail (printf "etcd.members.nodes has %d: three or five nodes hold a member each, as {node: NAME, address: IP}" $n) }}{{ end }}
-{{- $names := list }}{{- range $v.etcd.members.nodes }}{{ $names = append $names .node }}{{ end }}
+{{- $names := list }}{{- $families := list }}
+{{- range $v.etcd.members.nodes }}{{ $names = append $names .node }}{{ $families = append $families (contains ":" .address) }}{{ end }}
+{{- if gt (len (uniq $families)) 1 }}{{ fail "etcd.members.nodes mixes IPv4 and IPv6 addresses: give each node's first InternalIP, which are of one family" }}{{ end }}
 {{- if ne (len (uniq $names)) $n }}{{ fail "etcd.members.nodes names a node twice: two members on one node fail together" }}{{ end }}
 {{- end -}}
 {{- if eq $v.etcd.mode "external" }}
