@@ -83,10 +83,12 @@ func (c *cli) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Look whether a Kubernetes cluster can have Tombolo, or whether all of it runs",
-		Long: `With --pre, before an installation: versions of Kubernetes and of the nodes' kernels,
-pod prefixes, other CNI plugins, ports that are taken, rights of the user. Without it:
-whether every part of the installation runs, on every node. Each finding comes with what
-to do about it; the exit status is 1 if one of them is in the way.`,
+		Long: `With --pre, before an installation: versions of Kubernetes, of kernels and container
+runtimes, other CNI plugins, pod prefixes that overlap, ports that pods hold, rights of
+the user; and, as unknown, what only nodes could tell: their own listeners, their bpffs.
+Nothing is made in the cluster. Without it: whether every part of the installation runs,
+on every node. Each finding comes with what to do about it; the exit status is 1 if one
+of them is in the way.`,
 		Example: `  tombolo check --pre --context aws
   tombolo check --context aws`,
 		Args: noArgs,

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
-	authv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -48,61 +47,6 @@ func (c *call) check(ctx context.Context) error {
 		return ErrAnswered
 	}
 	return nil
-}
-
-// wanted are rights without which an installation stops half way.
-var wanted = []authv1.ResourceAttributes{
-	{Verb: "create", Resource: "namespaces"},
-	{Verb: "create", Group: "apps", Resource: "daemonsets"},
-	{Verb: "create", Group: "apps", Resource: "statefulsets"},
-	{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
-	{Verb: "create", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions"},
-	{Verb: "create", Resource: "secrets"},
-}
-
-func (c *call) facts(ctx context.Context) (f facts, err error) {
-	client := c.cluster.Client
-	version, err := client.Discovery().ServerVersion()
-	if err != nil {
-		return f, err
-	}
-	f.Kubernetes = version.GitVersion
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return f, err
-	}
-	f.Nodes = nodes.Items
-	sets, err := client.AppsV1().DaemonSets("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return f, err
-	}
-	for _, s := range sets.Items {
-		f.DaemonSets = append(f.DaemonSets, s.Namespace+"/"+s.Name)
-	}
-	for _, w := range wanted {
-		w.Namespace = c.Namespace
-		res, err := client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{Spec: authv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &w}}, metav1.CreateOptions{})
-		if err != nil {
-			return f, err
-		}
-		if !res.Status.Allowed {
-			f.Denied = append(f.Denied, w.Verb+" "+w.Resource)
-		}
-	}
-	if f.Installed, err = c.present(); err != nil {
-		return f, err
-	}
-	values, err := readValues(c.Request)
-	if err != nil {
-		return f, err
-	}
-	if cni, ok := values["cni"].(map[string]any); ok {
-		f.Chained = cni["mode"] == "chained"
-	}
-	if agent, ok := values["agent"].(map[string]any); ok {
-		f.MountBPFFS, _ = agent["mountBPFFS"].(bool)
-	}
-	return f, nil
 }
 
 // running says of each part whether it runs everywhere.

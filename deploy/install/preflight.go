@@ -1,8 +1,6 @@
 package install
 
 import (
-	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -12,7 +10,7 @@ import (
 // Finding is one thing that was looked at.
 type Finding struct {
 	What  string `json:"what"`
-	Level string `json:"level"` // ok, warning, error
+	Level string `json:"level"` // ok, warning, error, unknown
 	Why   string `json:"why,omitempty"`
 	Fix   string `json:"fix,omitempty"`
 }
@@ -21,51 +19,50 @@ const (
 	levelOK      = "ok"
 	levelWarning = "warning"
 	levelError   = "error"
+	// levelUnknown is what cannot be seen through Kubernetes before anything runs
+	// on the nodes. It is said, as its silence would be taken for ok.
+	levelUnknown = "unknown"
 )
 
 // facts are what a cluster says of itself before an installation.
 type facts struct {
-	Kubernetes string // 1.37
+	Kubernetes string // v1.37.2
 	Nodes      []corev1.Node
-	DaemonSets []string // namespace/name, in all namespaces
-	Denied     []string // what the user may not do
+	Pods       []corev1.Pod // in all namespaces: which ports of their nodes they hold
+	Services   []corev1.Service
+	DaemonSets []string          // namespace/name, in all namespaces
+	Namespace  map[string]string // labels of Tombolo's own; nil: it does not exist yet
+	Denied     []string          // what the user may not do
+	Servers    []string          // addresses of kube-apiserver in its EndpointSlice
+	Server     string            // where nodes would reach it, as the kubeconfig has it; empty: not there
 	Installed  bool
-	Chained    bool // cni.mode
-	MountBPFFS bool
+	Set        settings
 }
 
-// Kernels from here on have all that the data plane is tested with.
-const oldestKernel, oldestKubernetes = "6.6", "1.29"
-
-// otherCNI are DaemonSets by whose name another CNI plugin or service proxy shows.
-var otherCNI = map[string]string{
-	"calico-node": "Calico", "cilium": "Cilium", "kube-flannel-ds": "Flannel", "kube-flannel": "Flannel", "weave-net": "Weave Net",
-	"antrea-agent": "Antrea", "kube-router": "kube-router", "aws-node": "the Amazon VPC CNI", "azure-cns": "the Azure CNI", "kindnet": "kindnet", "ovnkube-node": "OVN-Kubernetes", "canal": "Canal",
-}
+// Kernels from here on have all that the data plane is tested with. Kubernetes
+// puts the node's name into the tokens of pods from here on, which nodes register
+// with.
+const oldestKernel, oldestKubernetes = "6.6", "1.30"
 
 // preflight decides what is in the way.
 func preflight(f facts) []Finding {
 	out := []Finding{kubernetesFinding(f.Kubernetes)}
-	for _, what := range f.Denied {
-		out = append(out, Finding{What: "rights", Level: levelError, Why: "this user may not " + what, Fix: "install as a cluster administrator"})
-	}
-	if len(f.Denied) == 0 {
-		out = append(out, Finding{What: "rights", Level: levelOK})
-	}
+	out = append(out, rightsFindings(f)...)
 	if f.Installed {
 		out = append(out, Finding{What: "installation", Level: levelWarning, Why: "Tombolo is installed already", Fix: "use 'tombolo upgrade', and 'tombolo check' without --pre"})
 	}
-	out = append(out, cniFindings(f.DaemonSets, f.Chained)...)
+	out = append(out, serverFinding(f))
+	out = append(out, otherFindings(f)...)
 	if len(f.Nodes) == 0 {
 		return append(out, Finding{What: "nodes", Level: levelError, Why: "the cluster has none", Fix: "let its nodes register first"})
 	}
 	for _, n := range f.Nodes {
-		out = append(out, nodeFindings(n, f.Chained)...)
+		out = append(out, nodeFindings(n, f.Set)...)
 	}
-	if !f.MountBPFFS {
-		out = append(out, Finding{What: "bpffs", Level: levelOK, Why: "Kubernetes does not say whether nodes have /sys/fs/bpf mounted; systemd mounts it. Where agents say that it is not a bpffs, set agent.mountBPFFS=true"})
-	}
-	return out
+	out = append(out, placeFindings(f)...)
+	out = append(out, prefixFindings(f)...)
+	out = append(out, portFindings(f)...)
+	return append(out, unseen(f.Set)...)
 }
 
 func kubernetesFinding(version string) Finding {
@@ -75,48 +72,54 @@ func kubernetesFinding(version string) Finding {
 	return Finding{What: "Kubernetes", Level: levelOK, Why: version}
 }
 
-func cniFindings(daemonSets []string, chained bool) (out []Finding) {
-	for _, name := range daemonSets {
-		_, short, _ := strings.Cut(name, "/")
-		if other := otherCNI[short]; other != "" && !chained {
-			out = append(out, Finding{What: "CNI", Level: levelError, Why: other + " is there (DaemonSet " + name + ")",
-				Fix: "remove it; living beside it (cni.mode=chained) is not there yet"})
-		}
-		if short == "kube-proxy" {
-			out = append(out, Finding{What: "service proxy", Level: levelWarning, Why: "kube-proxy is there; Tombolo does its work, and the two do it twice",
-				Fix: "delete DaemonSet " + name + " once Tombolo runs"})
-		}
+func rightsFindings(f facts) (out []Finding) {
+	for _, what := range f.Denied {
+		out = append(out, Finding{What: "rights", Level: levelError, Why: "this user may not " + what, Fix: "install as a cluster administrator"})
+	}
+	if level := f.Namespace["pod-security.kubernetes.io/enforce"]; level != "" && level != "privileged" {
+		out = append(out, Finding{What: "rights", Level: levelError, Why: "Tombolo's namespace is there and lets in only pods of the level " + level + ", not those on the host network",
+			Fix: "label it pod-security.kubernetes.io/enforce=privileged, or take another with -n"})
 	}
 	if len(out) == 0 {
-		out = append(out, Finding{What: "CNI", Level: levelOK})
+		out = append(out, Finding{What: "rights", Level: levelOK})
 	}
 	return out
 }
 
-func nodeFindings(n corev1.Node, chained bool) (out []Finding) {
-	what := "node " + n.Name
-	info := n.Status.NodeInfo
-	if older(info.KernelVersion, oldestKernel) {
-		out = append(out, Finding{What: what, Level: levelError, Why: "its kernel is " + info.KernelVersion, Fix: "bring it to " + oldestKernel + " or later"})
-	}
-	if info.OperatingSystem != "" && info.OperatingSystem != "linux" {
-		out = append(out, Finding{What: what, Level: levelWarning, Why: "it runs " + info.OperatingSystem, Fix: "keep agents off it with agent.nodeSelector"})
-	}
-	if info.Architecture != "" && info.Architecture != "amd64" && info.Architecture != "arm64" {
-		out = append(out, Finding{What: what, Level: levelError, Why: "it is " + info.Architecture, Fix: "there are images for amd64 and arm64; keep agents off it with agent.nodeSelector"})
-	}
-	if len(n.Spec.PodCIDRs) == 0 && !chained {
-		out = append(out, Finding{What: what, Level: levelError, Why: "it has no podCIDRs", Fix: "run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr"})
-	}
-	for _, cidr := range n.Spec.PodCIDRs {
-		if _, err := netip.ParsePrefix(cidr); err != nil {
-			out = append(out, Finding{What: what, Level: levelError, Why: "its podCIDR " + cidr + " is no prefix", Fix: "correct Node.spec.podCIDRs"})
-		}
-	}
-	if len(out) == 0 {
-		out = append(out, Finding{What: what, Level: levelOK, Why: fmt.Sprintf("kernel %s, pods %s", info.KernelVersion, strings.Join(n.Spec.PodCIDRs, " "))})
+// serverFinding says where nodes would reach kube-apiserver without any Service.
+func serverFinding(f facts) Finding {
+	out := Finding{What: "kube-apiserver", Level: levelOK}
+	switch {
+	case f.Set.Kubernetes.Host != "":
+		out.Why = "nodes reach it at " + f.Set.Kubernetes.Host + ", as you say"
+	case f.Server != "":
+		out.Why = "nodes reach it at " + f.Server + ", as in the kubeconfig"
+	case len(f.Servers) == 0:
+		out.Level, out.Why, out.Fix = levelError, "neither the kubeconfig nor the EndpointSlice default/kubernetes has an address that nodes could use", "set kubernetes.host"
+	case len(f.Servers) > 1:
+		out.Level, out.Why = levelWarning, "of its addresses "+strings.Join(f.Servers, ", ")+" the first would be taken; without that control plane the mesh API server has none"
+		out.Fix = "set kubernetes.host to a load balancer in front of them"
+	default:
+		out.Why = "nodes reach it at " + f.Servers[0] + ", as its EndpointSlice has it"
 	}
 	return out
+}
+
+// unseen is what an administrator has to look at: Kubernetes does not tell it, and
+// nothing of Tombolo's runs on the nodes yet.
+func unseen(s settings) (out []Finding) {
+	if s.Agent.MountBPFFS {
+		out = append(out, Finding{What: "bpffs", Level: levelOK, Why: "an init container mounts it where it is missing (agent.mountBPFFS)"})
+	} else {
+		out = append(out, Finding{What: "bpffs", Level: levelUnknown, Why: "whether nodes have " + s.Agent.BPFFS + " mounted; systemd mounts it",
+			Fix: "'mount -t bpf' on a node lists it; where it does not, set agent.mountBPFFS=true, else agents there end and say so"})
+	}
+	return append(out,
+		Finding{What: "ports", Level: levelUnknown, Why: "what the nodes' own programs listen on, as they are no pods",
+			Fix: "'ss -ltun' on a node; ours are " + strings.Join(s.ports().texts(), ", ")},
+		Finding{What: "firewalls", Level: levelUnknown, Why: "whether they let UDP " + strconv.Itoa(s.Agent.WireguardPort) + " through between nodes of all clusters, and TCP " + strconv.Itoa(s.Apiserver.Port) + " to the mesh API servers",
+			Fix: "open both"},
+		Finding{What: "other clusters", Level: levelUnknown, Why: "whether their names, numbers and prefixes differ from these", Fix: "'tombolo mesh join TOKEN --dry-run' compares them, before anything is changed"})
 }
 
 // older compares the first two numbers of versions as distributions write them.

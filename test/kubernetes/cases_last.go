@@ -28,7 +28,7 @@ func NeedsUninstalled(w *World) string {
 
 // goTests runs what is skipped elsewhere.
 func goTests(t *T) {
-	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "./clustermesh/apiserver/kube/...")
+	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "./clustermesh/apiserver/kube/...", "./deploy/install")
 	path, err := t.Clusters[0].minimalKubeconfig()
 	t.OK(err, "kubeconfig")
 	t.Cleanup(func() { os.Remove(path) })
