@@ -15,7 +15,7 @@ KUBE_LD    = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X 
 
 IMAGE    = tombolo.io/tombolo
 
-.PHONY: build image demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes generate clean help
+.PHONY: build image demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes kustomize generate clean help
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-kubernetes: $(if $(LIST),,build image) ## install, join, break and remove T
 
 verify: ## generated code and objects are up to date; format, vet, staticcheck, imports, tidy, known vulnerabilities
 	./.ci/verify
+
+kustomize: ## deploy/kustomize and the chart's golden renderings, from the chart
+	$(GO) test ./deploy/install -run 'TestRendered|TestKustomizeBase' -update
 
 generate: ## protobuf, gRPC and BPF objects; needs protoc and clang-19
 	$(GO) generate ./...

@@ -59,6 +59,7 @@ var law = map[string]struct {
 	"cmd/tombolo":                         {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "relay/pod", "deploy/request", "grpc"}, never: []string{"etcd server", "helm", "k8s.io/client-go/kubernetes"}},
 	"cmd/tombolo-install":                 {may: []string{"deploy/install", "deploy/request"}, never: []string{"etcd server", "ebpf", "agent", "clustermesh/apiserver"}},
 	"deploy":                              {},
+	"deploy/charttest":                    {never: []string{"helm", "client-go"}},
 	"deploy/image":                        {},
 	"deploy/install":                      {may: []string{"deploy", "deploy/request", "helm", "client-go"}, never: []string{"etcd server", "ebpf", "agent", "clustermesh/apiserver"}},
 	"deploy/request":                      {never: []string{"helm", "client-go"}},

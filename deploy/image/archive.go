@@ -155,7 +155,7 @@ func layer(files []file, at time.Time) ([]byte, error) {
 		return t.WriteHeader(&tar.Header{Name: dir[1:] + "/", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: at})
 	}
 	for _, f := range files {
-		if err := folders(path.Dir(f.name)); err != nil {
+		if err := folders(path.Dir(path.Clean(f.name))); err != nil {
 			return nil, err
 		}
 		h := &tar.Header{Name: f.name[1:], Mode: f.mode, Size: int64(len(f.data)), ModTime: at, Typeflag: tar.TypeReg}
