@@ -106,6 +106,11 @@ func (p *Port) Invite(ctx context.Context, ttl time.Duration) (certs.Token, erro
 	return p.tokens.create(ctx, certs.JoinToken, "", ttl, own.MeshAddresses, p.ca().Fingerprint())
 }
 
+// Withdraw takes back a join token that nobody has used.
+func (a *Admin) Withdraw(ctx context.Context, id string) error {
+	return a.cfg.Port.tokens.withdraw(ctx, id)
+}
+
 // NodeToken makes a one-time token for one node; ttl 0 = ten minutes.
 func (p *Port) NodeToken(ctx context.Context, node string, ttl time.Duration) (certs.Token, error) {
 	if err := certs.CheckNode(node); err != nil {

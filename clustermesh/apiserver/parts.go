@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
@@ -40,6 +41,9 @@ type Running struct {
 	Problems *Problems
 	// Admin are the admin calls, within the process.
 	Admin *Admin
+	// MeshPeers takes what became of the resources that ask for peers, for the status;
+	// nil = nobody looks after them here.
+	MeshPeers func([]*pb.MeshPeerStatus)
 	// Bundle is the CA bundle to announce, PEM; it changes when a CA rolls over.
 	Bundle func() []byte
 	Log    *slog.Logger
@@ -48,7 +52,7 @@ type Running struct {
 func (s *server) running() *Running {
 	return &Running{
 		Cluster: s.cfg.Cluster, ID: s.cfg.ID, Version: s.cfg.Version, Records: s.cache, CacheReady: s.cache.Ready(),
-		Exports: s.exports, Problems: s.problems, Admin: s.admin, Bundle: s.bundle, Log: s.log,
+		Exports: s.exports, Problems: s.problems, Admin: s.admin, MeshPeers: func(list []*pb.MeshPeerStatus) { s.meshPeers.Store(&list) }, Bundle: s.bundle, Log: s.log,
 	}
 }
 

@@ -69,6 +69,8 @@ type server struct {
 	port     *Port
 	admin    *Admin
 	follow   atomic.Pointer[kvstore.FollowStatus] // of the watch cache
+
+	meshPeers atomic.Pointer[[]*pb.MeshPeerStatus] // resources, by the part that looks after them
 }
 
 func newServer(ctx context.Context, cfg Config, state *stateDir, handle StoreHandle) (*server, error) {
@@ -275,6 +277,9 @@ func (s *server) status(ctx context.Context, out *pb.StatusResponse) error {
 	at := s.cache.Position()
 	out.Leader, out.StoreId, out.Revision = leads, at.StoreID, at.Revision
 	out.Store, out.Version = s.handle.Text, s.cfg.Version
+	if list := s.meshPeers.Load(); list != nil {
+		out.MeshPeers = *list
+	}
 	out.Records = make(map[string]int64)
 	_, err := s.cache.List(ctx, clustermesh.Root, kvstore.Position{}, func(kvs []kvstore.KV) error {
 		for _, kv := range kvs {

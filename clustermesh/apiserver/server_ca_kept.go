@@ -107,6 +107,8 @@ func (k *keptCA) open(ctx context.Context) (*certs.CA, error) {
 // wait gets the CA. last is the copy; nil if there is none.
 func (k *keptCA) wait(ctx context.Context, last *CAText) (CAText, error) {
 	log := k.server.log
+	room := waitingRoom{server: k.server}
+	defer room.leave()
 	for pauseFor, said := caAgain, ""; ; pauseFor = min(2*pauseFor, caAgainMost) {
 		text, err := k.getOrMake(ctx, last)
 		if err == nil {
@@ -122,6 +124,7 @@ func (k *keptCA) wait(ctx context.Context, last *CAText) (CAText, error) {
 		if said != err.Error() {
 			said = err.Error()
 			log.Info("waiting for the CA", "ca", k.keeper.String(), "why", said)
+			room.say(k.awaited(err))
 		}
 		pause(ctx, pauseFor)
 	}
@@ -320,4 +323,16 @@ func (k *keptCA) problem(err error) {
 	k.server.problems.Set("ca", []Problem{{
 		Object: "CA of cluster " + k.server.cfg.Cluster, What: "the one in " + k.keeper.String() + " is not used; the CA from before stays in force", Why: printable(err.Error()), Fix: fix,
 	}})
+}
+
+// awaited is the problem of a server that has no CA yet.
+func (k *keptCA) awaited(err error) Problem {
+	fix := "see that the Kubernetes API answers and lets this server read and make it"
+	if k.keeper.Supplied() && errors.Is(err, ErrNoCA) {
+		fix = "have its issuer make it (cert-manager: kubectl describe certificate); this server goes on by itself once it is there"
+	}
+	return Problem{
+		Object: "CA of cluster " + k.server.cfg.Cluster, What: "this server waits for its CA in " + k.keeper.String() + ", and serves nobody until then",
+		Why: printable(err.Error()), Fix: fix,
+	}
 }

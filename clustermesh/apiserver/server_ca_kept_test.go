@@ -3,8 +3,11 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/tombolo-mesh/tombolo/certs"
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
@@ -292,14 +299,85 @@ func TestDeletedCAIsPutBack(t *testing.T) {
 	}
 }
 
-// A CA that is to be supplied is waited for.
+// A CA that is to be supplied is waited for, and who asks meanwhile is told: the
+// server is alive, not ready, and its status says what is missing.
 func TestSuppliedCAIsWaitedFor(t *testing.T) {
 	keeper := &fakeKeeper{supplied: true}
-	k := &keptCA{server: newPublishing(Config{Cluster: "aws", ID: 1, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, &stateDir{}, StoreHandle{Store: kvstore.NewMemory(kvstore.MemoryOptions{})}), keeper: keeper}
+	dir, err := os.MkdirTemp("", "kept") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, socket := l.Addr().String(), filepath.Join(dir, "s")
+	l.Close()
+	store := kvstore.NewMemory(kvstore.MemoryOptions{})
+	defer store.Close()
+	source := &staticSource{changes: make(chan Objects, 1)}
+	ready := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, Config{Cluster: "aws", ID: 1, StateDir: dir, Source: source, Listen: "127.0.0.1:0", Advertise: []string{"mesh.example:9443"}, Socket: socket, Metrics: metrics, Version: "v1.0.0",
+			CAKeeper: keeper, Log: slog.New(slog.DiscardHandler), Ready: func() { close(ready) },
+			Open: func(context.Context) (StoreHandle, error) { return StoreHandle{Store: store, Text: "memory"}, nil }})
+	}()
+	probe := func(path string) string {
+		res, err := http.Get("http://" + metrics + path)
+		if err != nil {
+			return err.Error()
+		}
+		defer res.Body.Close()
+		text, _ := io.ReadAll(res.Body)
+		return fmt.Sprint(res.StatusCode, " ", string(text))
+	}
+	const waits = "this server waits for its CA in the keeper, and serves nobody until then"
+	eventually(t, "it says that it waits", func() bool { return strings.Contains(probe("/readyz"), "503 not ready: CA of cluster aws: "+waits) })
+	if got := probe("/livez"); got != "200 alive\n" {
+		t.Errorf("livez: %s", got)
+	}
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	admin := pb.NewAdminClient(conn)
+	st, err := admin.Status(t.Context(), &pb.StatusRequest{})
+	if err != nil || st.Cluster.GetName() != "aws" || st.Leader || len(st.Problems) != 1 || st.Problems[0].What != waits || !strings.Contains(st.Problems[0].Fix, "cert-manager") {
+		t.Errorf("%v: %v", err, st)
+	}
+	if _, err := admin.Invite(t.Context(), &pb.InviteRequest{}); AsRefusal(err) == nil || AsRefusal(err).What != waits {
+		t.Errorf("another call: %v", err)
+	}
+	keeper.set(someCA(t, "aws"), nil)
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not start with the CA")
+	}
+	eventually(t, "the server itself answers", func() bool {
+		st, err := admin.Status(t.Context(), &pb.StatusRequest{})
+		return err == nil && st.Fingerprint == fingerprintOf(t, keeper.text) && strings.HasPrefix(probe("/readyz"), "200")
+	})
+	cancel()
+	if err := <-done; err != nil || keeper.made != 0 {
+		t.Errorf("%v, %d made", err, keeper.made)
+	}
+}
+
+// A server that ends while it waits leaves nothing behind; that it cannot say so
+// anywhere is no reason not to wait.
+func TestWaitingForCAEnds(t *testing.T) {
+	k := &keptCA{server: newPublishing(Config{Cluster: "aws", ID: 1, StateDir: t.TempDir(), Socket: strings.Repeat("x", 200), Log: slog.New(slog.DiscardHandler)}, &stateDir{}, StoreHandle{Store: kvstore.NewMemory(kvstore.MemoryOptions{})}), keeper: &fakeKeeper{supplied: true}}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := k.open(ctx); !errors.Is(err, context.DeadlineExceeded) || keeper.made != 0 {
-		t.Errorf("%v, %d made", err, keeper.made)
+	if _, err := k.open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
 	}
 }
 

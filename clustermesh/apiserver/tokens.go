@@ -170,6 +170,20 @@ func (s *tokenStore) revoke(ctx context.Context, cluster string) error {
 	return err
 }
 
+// withdraw takes away a token that nobody has used. A used one stays: until its end
+// it mends a join that broke in the middle.
+func (s *tokenStore) withdraw(ctx context.Context, id string) error {
+	rec, kv, err := s.get(ctx, id)
+	if err != nil || rec == nil || rec.UsedBy != "" {
+		return err
+	}
+	_, err = s.store.Commit(ctx, kvstore.IfModRevision(kv.Key, kv.ModRevision), kvstore.Delete(kv.Key))
+	if errors.Is(err, kvstore.ErrConflict) {
+		return nil // it was used at this moment, or is gone
+	}
+	return err
+}
+
 func usedJustNow(kind certs.TokenKind) *Refusal {
 	return Refuse(codes.Aborted, fmt.Sprintf("%s token refused", kind), "try again", "somebody used it, or changed the same peer, at this moment")
 }

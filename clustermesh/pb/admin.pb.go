@@ -149,6 +149,7 @@ type StatusResponse struct {
 	Records            map[string]int64       `protobuf:"bytes,11,rep,name=records,proto3" json:"records,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by scope/kind
 	Version            string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`
 	Nodes              []string               `protobuf:"bytes,13,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	MeshPeers          []*MeshPeerStatus      `protobuf:"bytes,14,rep,name=mesh_peers,json=meshPeers,proto3" json:"mesh_peers,omitempty"` // on Kubernetes, of the replica that leads
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -274,6 +275,166 @@ func (x *StatusResponse) GetNodes() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetMeshPeers() []*MeshPeerStatus {
+	if x != nil {
+		return x.MeshPeers
+	}
+	return nil
+}
+
+// What a MeshPeer resource asks for, and what became of it.
+type MeshPeerStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Wish          string                 `protobuf:"bytes,2,opt,name=wish,proto3" json:"wish,omitempty"`
+	Conditions    []*Condition           `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"`
+	Leaving       bool                   `protobuf:"varint,5,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeshPeerStatus) Reset() {
+	*x = MeshPeerStatus{}
+	mi := &file_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeshPeerStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeshPeerStatus) ProtoMessage() {}
+
+func (x *MeshPeerStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeshPeerStatus.ProtoReflect.Descriptor instead.
+func (*MeshPeerStatus) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MeshPeerStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MeshPeerStatus) GetWish() string {
+	if x != nil {
+		return x.Wish
+	}
+	return ""
+}
+
+func (x *MeshPeerStatus) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *MeshPeerStatus) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *MeshPeerStatus) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+type Condition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	Status        string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Condition) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Condition) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Condition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Condition) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Condition) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 type PeerStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Peer          *Peer                  `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
@@ -288,7 +449,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_admin_proto_msgTypes[3]
+	mi := &file_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -300,7 +461,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[3]
+	mi := &file_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -313,7 +474,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{3}
+	return file_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PeerStatus) GetPeer() *Peer {
@@ -367,7 +528,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_admin_proto_msgTypes[4]
+	mi := &file_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +540,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[4]
+	mi := &file_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +553,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{4}
+	return file_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *InviteRequest) GetTtlSeconds() int64 {
@@ -415,7 +576,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +588,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +601,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{5}
+	return file_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -488,7 +649,7 @@ type JoinMeshRequest struct {
 
 func (x *JoinMeshRequest) Reset() {
 	*x = JoinMeshRequest{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +661,7 @@ func (x *JoinMeshRequest) String() string {
 func (*JoinMeshRequest) ProtoMessage() {}
 
 func (x *JoinMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +674,7 @@ func (x *JoinMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeshRequest.ProtoReflect.Descriptor instead.
 func (*JoinMeshRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinMeshRequest) GetToken() string {
@@ -543,7 +704,7 @@ type JoinMeshResponse struct {
 
 func (x *JoinMeshResponse) Reset() {
 	*x = JoinMeshResponse{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +716,7 @@ func (x *JoinMeshResponse) String() string {
 func (*JoinMeshResponse) ProtoMessage() {}
 
 func (x *JoinMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +729,7 @@ func (x *JoinMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeshResponse.ProtoReflect.Descriptor instead.
 func (*JoinMeshResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinMeshResponse) GetCluster() string {
@@ -615,7 +776,7 @@ type LeaveMeshRequest struct {
 
 func (x *LeaveMeshRequest) Reset() {
 	*x = LeaveMeshRequest{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +788,7 @@ func (x *LeaveMeshRequest) String() string {
 func (*LeaveMeshRequest) ProtoMessage() {}
 
 func (x *LeaveMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +801,7 @@ func (x *LeaveMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveMeshRequest.ProtoReflect.Descriptor instead.
 func (*LeaveMeshRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaveMeshRequest) GetForce() bool {
@@ -660,7 +821,7 @@ type LeaveMeshResponse struct {
 
 func (x *LeaveMeshResponse) Reset() {
 	*x = LeaveMeshResponse{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +833,7 @@ func (x *LeaveMeshResponse) String() string {
 func (*LeaveMeshResponse) ProtoMessage() {}
 
 func (x *LeaveMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +846,7 @@ func (x *LeaveMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveMeshResponse.ProtoReflect.Descriptor instead.
 func (*LeaveMeshResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaveMeshResponse) GetLeft() []string {
@@ -712,7 +873,7 @@ type RemovePeerRequest struct {
 
 func (x *RemovePeerRequest) Reset() {
 	*x = RemovePeerRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +885,7 @@ func (x *RemovePeerRequest) String() string {
 func (*RemovePeerRequest) ProtoMessage() {}
 
 func (x *RemovePeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +898,7 @@ func (x *RemovePeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePeerRequest.ProtoReflect.Descriptor instead.
 func (*RemovePeerRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemovePeerRequest) GetCluster() string {
@@ -764,7 +925,7 @@ type RemovePeerResponse struct {
 
 func (x *RemovePeerResponse) Reset() {
 	*x = RemovePeerResponse{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +937,7 @@ func (x *RemovePeerResponse) String() string {
 func (*RemovePeerResponse) ProtoMessage() {}
 
 func (x *RemovePeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +950,7 @@ func (x *RemovePeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePeerResponse.ProtoReflect.Descriptor instead.
 func (*RemovePeerResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemovePeerResponse) GetTold() bool {
@@ -814,7 +975,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +987,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +1000,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type ListPeersResponse struct {
@@ -851,7 +1012,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1024,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1037,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -896,7 +1057,7 @@ type NodeTokenRequest struct {
 
 func (x *NodeTokenRequest) Reset() {
 	*x = NodeTokenRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1069,7 @@ func (x *NodeTokenRequest) String() string {
 func (*NodeTokenRequest) ProtoMessage() {}
 
 func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1082,7 @@ func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*NodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeTokenRequest) GetNode() string {
@@ -948,7 +1109,7 @@ type NodeTokenResponse struct {
 
 func (x *NodeTokenResponse) Reset() {
 	*x = NodeTokenResponse{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1121,7 @@ func (x *NodeTokenResponse) String() string {
 func (*NodeTokenResponse) ProtoMessage() {}
 
 func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1134,7 @@ func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*NodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeTokenResponse) GetToken() string {
@@ -999,7 +1160,7 @@ type ConfirmDeletesRequest struct {
 
 func (x *ConfirmDeletesRequest) Reset() {
 	*x = ConfirmDeletesRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1172,7 @@ func (x *ConfirmDeletesRequest) String() string {
 func (*ConfirmDeletesRequest) ProtoMessage() {}
 
 func (x *ConfirmDeletesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1185,7 @@ func (x *ConfirmDeletesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeletesRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmDeletesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ConfirmDeletesRequest) GetKind() string {
@@ -1043,7 +1204,7 @@ type ConfirmDeletesResponse struct {
 
 func (x *ConfirmDeletesResponse) Reset() {
 	*x = ConfirmDeletesResponse{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1216,7 @@ func (x *ConfirmDeletesResponse) String() string {
 func (*ConfirmDeletesResponse) ProtoMessage() {}
 
 func (x *ConfirmDeletesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1229,7 @@ func (x *ConfirmDeletesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeletesResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmDeletesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ConfirmDeletesResponse) GetReleased() int64 {
@@ -1087,7 +1248,7 @@ type DumpRequest struct {
 
 func (x *DumpRequest) Reset() {
 	*x = DumpRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1260,7 @@ func (x *DumpRequest) String() string {
 func (*DumpRequest) ProtoMessage() {}
 
 func (x *DumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1273,7 @@ func (x *DumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRequest.ProtoReflect.Descriptor instead.
 func (*DumpRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DumpRequest) GetPrefix() string {
@@ -1131,7 +1292,7 @@ type DumpResponse struct {
 
 func (x *DumpResponse) Reset() {
 	*x = DumpResponse{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1304,7 @@ func (x *DumpResponse) String() string {
 func (*DumpResponse) ProtoMessage() {}
 
 func (x *DumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1317,7 @@ func (x *DumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpResponse.ProtoReflect.Descriptor instead.
 func (*DumpResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DumpResponse) GetText() string {
@@ -1178,7 +1339,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x03fix\x18\x03 \x01(\tR\x03fix\x12\x16\n" +
 	"\x06object\x18\x04 \x01(\tR\x06object\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\x03R\x05since\"\x0f\n" +
-	"\rStatusRequest\"\x99\x04\n" +
+	"\rStatusRequest\"\xd4\x04\n" +
 	"\x0eStatusResponse\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x13.tombolo.v1.ClusterR\acluster\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12\x16\n" +
@@ -1193,10 +1354,26 @@ const file_admin_proto_rawDesc = "" +
 	" \x03(\v2\x16.tombolo.v1.PeerStatusR\x05peers\x12A\n" +
 	"\arecords\x18\v \x03(\v2'.tombolo.v1.StatusResponse.RecordsEntryR\arecords\x12\x18\n" +
 	"\aversion\x18\f \x01(\tR\aversion\x12\x14\n" +
-	"\x05nodes\x18\r \x03(\tR\x05nodes\x1a:\n" +
+	"\x05nodes\x18\r \x03(\tR\x05nodes\x129\n" +
+	"\n" +
+	"mesh_peers\x18\x0e \x03(\v2\x1a.tombolo.v1.MeshPeerStatusR\tmeshPeers\x1a:\n" +
 	"\fRecordsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xbf\x01\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xa3\x01\n" +
+	"\x0eMeshPeerStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04wish\x18\x02 \x01(\tR\x04wish\x125\n" +
+	"\n" +
+	"conditions\x18\x03 \x03(\v2\x15.tombolo.v1.ConditionR\n" +
+	"conditions\x12\x18\n" +
+	"\acreated\x18\x04 \x01(\x03R\acreated\x12\x18\n" +
+	"\aleaving\x18\x05 \x01(\bR\aleaving\"\x7f\n" +
+	"\tCondition\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\"\xbf\x01\n" +
 	"\n" +
 	"PeerStatus\x12$\n" +
 	"\x04peer\x18\x01 \x01(\v2\x10.tombolo.v1.PeerR\x04peer\x12 \n" +
@@ -1276,62 +1453,66 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_admin_proto_goTypes = []any{
 	(*Problem)(nil),                // 0: tombolo.v1.Problem
 	(*StatusRequest)(nil),          // 1: tombolo.v1.StatusRequest
 	(*StatusResponse)(nil),         // 2: tombolo.v1.StatusResponse
-	(*PeerStatus)(nil),             // 3: tombolo.v1.PeerStatus
-	(*InviteRequest)(nil),          // 4: tombolo.v1.InviteRequest
-	(*InviteResponse)(nil),         // 5: tombolo.v1.InviteResponse
-	(*JoinMeshRequest)(nil),        // 6: tombolo.v1.JoinMeshRequest
-	(*JoinMeshResponse)(nil),       // 7: tombolo.v1.JoinMeshResponse
-	(*LeaveMeshRequest)(nil),       // 8: tombolo.v1.LeaveMeshRequest
-	(*LeaveMeshResponse)(nil),      // 9: tombolo.v1.LeaveMeshResponse
-	(*RemovePeerRequest)(nil),      // 10: tombolo.v1.RemovePeerRequest
-	(*RemovePeerResponse)(nil),     // 11: tombolo.v1.RemovePeerResponse
-	(*ListPeersRequest)(nil),       // 12: tombolo.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),      // 13: tombolo.v1.ListPeersResponse
-	(*NodeTokenRequest)(nil),       // 14: tombolo.v1.NodeTokenRequest
-	(*NodeTokenResponse)(nil),      // 15: tombolo.v1.NodeTokenResponse
-	(*ConfirmDeletesRequest)(nil),  // 16: tombolo.v1.ConfirmDeletesRequest
-	(*ConfirmDeletesResponse)(nil), // 17: tombolo.v1.ConfirmDeletesResponse
-	(*DumpRequest)(nil),            // 18: tombolo.v1.DumpRequest
-	(*DumpResponse)(nil),           // 19: tombolo.v1.DumpResponse
-	nil,                            // 20: tombolo.v1.StatusResponse.RecordsEntry
-	(*Cluster)(nil),                // 21: tombolo.v1.Cluster
-	(*Peer)(nil),                   // 22: tombolo.v1.Peer
+	(*MeshPeerStatus)(nil),         // 3: tombolo.v1.MeshPeerStatus
+	(*Condition)(nil),              // 4: tombolo.v1.Condition
+	(*PeerStatus)(nil),             // 5: tombolo.v1.PeerStatus
+	(*InviteRequest)(nil),          // 6: tombolo.v1.InviteRequest
+	(*InviteResponse)(nil),         // 7: tombolo.v1.InviteResponse
+	(*JoinMeshRequest)(nil),        // 8: tombolo.v1.JoinMeshRequest
+	(*JoinMeshResponse)(nil),       // 9: tombolo.v1.JoinMeshResponse
+	(*LeaveMeshRequest)(nil),       // 10: tombolo.v1.LeaveMeshRequest
+	(*LeaveMeshResponse)(nil),      // 11: tombolo.v1.LeaveMeshResponse
+	(*RemovePeerRequest)(nil),      // 12: tombolo.v1.RemovePeerRequest
+	(*RemovePeerResponse)(nil),     // 13: tombolo.v1.RemovePeerResponse
+	(*ListPeersRequest)(nil),       // 14: tombolo.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 15: tombolo.v1.ListPeersResponse
+	(*NodeTokenRequest)(nil),       // 16: tombolo.v1.NodeTokenRequest
+	(*NodeTokenResponse)(nil),      // 17: tombolo.v1.NodeTokenResponse
+	(*ConfirmDeletesRequest)(nil),  // 18: tombolo.v1.ConfirmDeletesRequest
+	(*ConfirmDeletesResponse)(nil), // 19: tombolo.v1.ConfirmDeletesResponse
+	(*DumpRequest)(nil),            // 20: tombolo.v1.DumpRequest
+	(*DumpResponse)(nil),           // 21: tombolo.v1.DumpResponse
+	nil,                            // 22: tombolo.v1.StatusResponse.RecordsEntry
+	(*Cluster)(nil),                // 23: tombolo.v1.Cluster
+	(*Peer)(nil),                   // 24: tombolo.v1.Peer
 }
 var file_admin_proto_depIdxs = []int32{
-	21, // 0: tombolo.v1.StatusResponse.cluster:type_name -> tombolo.v1.Cluster
+	23, // 0: tombolo.v1.StatusResponse.cluster:type_name -> tombolo.v1.Cluster
 	0,  // 1: tombolo.v1.StatusResponse.problems:type_name -> tombolo.v1.Problem
-	3,  // 2: tombolo.v1.StatusResponse.peers:type_name -> tombolo.v1.PeerStatus
-	20, // 3: tombolo.v1.StatusResponse.records:type_name -> tombolo.v1.StatusResponse.RecordsEntry
-	22, // 4: tombolo.v1.PeerStatus.peer:type_name -> tombolo.v1.Peer
-	3,  // 5: tombolo.v1.ListPeersResponse.peers:type_name -> tombolo.v1.PeerStatus
-	1,  // 6: tombolo.v1.Admin.Status:input_type -> tombolo.v1.StatusRequest
-	4,  // 7: tombolo.v1.Admin.Invite:input_type -> tombolo.v1.InviteRequest
-	6,  // 8: tombolo.v1.Admin.JoinMesh:input_type -> tombolo.v1.JoinMeshRequest
-	8,  // 9: tombolo.v1.Admin.LeaveMesh:input_type -> tombolo.v1.LeaveMeshRequest
-	10, // 10: tombolo.v1.Admin.RemovePeer:input_type -> tombolo.v1.RemovePeerRequest
-	12, // 11: tombolo.v1.Admin.ListPeers:input_type -> tombolo.v1.ListPeersRequest
-	14, // 12: tombolo.v1.Admin.NodeToken:input_type -> tombolo.v1.NodeTokenRequest
-	16, // 13: tombolo.v1.Admin.ConfirmDeletes:input_type -> tombolo.v1.ConfirmDeletesRequest
-	18, // 14: tombolo.v1.Admin.Dump:input_type -> tombolo.v1.DumpRequest
-	2,  // 15: tombolo.v1.Admin.Status:output_type -> tombolo.v1.StatusResponse
-	5,  // 16: tombolo.v1.Admin.Invite:output_type -> tombolo.v1.InviteResponse
-	7,  // 17: tombolo.v1.Admin.JoinMesh:output_type -> tombolo.v1.JoinMeshResponse
-	9,  // 18: tombolo.v1.Admin.LeaveMesh:output_type -> tombolo.v1.LeaveMeshResponse
-	11, // 19: tombolo.v1.Admin.RemovePeer:output_type -> tombolo.v1.RemovePeerResponse
-	13, // 20: tombolo.v1.Admin.ListPeers:output_type -> tombolo.v1.ListPeersResponse
-	15, // 21: tombolo.v1.Admin.NodeToken:output_type -> tombolo.v1.NodeTokenResponse
-	17, // 22: tombolo.v1.Admin.ConfirmDeletes:output_type -> tombolo.v1.ConfirmDeletesResponse
-	19, // 23: tombolo.v1.Admin.Dump:output_type -> tombolo.v1.DumpResponse
-	15, // [15:24] is the sub-list for method output_type
-	6,  // [6:15] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	5,  // 2: tombolo.v1.StatusResponse.peers:type_name -> tombolo.v1.PeerStatus
+	22, // 3: tombolo.v1.StatusResponse.records:type_name -> tombolo.v1.StatusResponse.RecordsEntry
+	3,  // 4: tombolo.v1.StatusResponse.mesh_peers:type_name -> tombolo.v1.MeshPeerStatus
+	4,  // 5: tombolo.v1.MeshPeerStatus.conditions:type_name -> tombolo.v1.Condition
+	24, // 6: tombolo.v1.PeerStatus.peer:type_name -> tombolo.v1.Peer
+	5,  // 7: tombolo.v1.ListPeersResponse.peers:type_name -> tombolo.v1.PeerStatus
+	1,  // 8: tombolo.v1.Admin.Status:input_type -> tombolo.v1.StatusRequest
+	6,  // 9: tombolo.v1.Admin.Invite:input_type -> tombolo.v1.InviteRequest
+	8,  // 10: tombolo.v1.Admin.JoinMesh:input_type -> tombolo.v1.JoinMeshRequest
+	10, // 11: tombolo.v1.Admin.LeaveMesh:input_type -> tombolo.v1.LeaveMeshRequest
+	12, // 12: tombolo.v1.Admin.RemovePeer:input_type -> tombolo.v1.RemovePeerRequest
+	14, // 13: tombolo.v1.Admin.ListPeers:input_type -> tombolo.v1.ListPeersRequest
+	16, // 14: tombolo.v1.Admin.NodeToken:input_type -> tombolo.v1.NodeTokenRequest
+	18, // 15: tombolo.v1.Admin.ConfirmDeletes:input_type -> tombolo.v1.ConfirmDeletesRequest
+	20, // 16: tombolo.v1.Admin.Dump:input_type -> tombolo.v1.DumpRequest
+	2,  // 17: tombolo.v1.Admin.Status:output_type -> tombolo.v1.StatusResponse
+	7,  // 18: tombolo.v1.Admin.Invite:output_type -> tombolo.v1.InviteResponse
+	9,  // 19: tombolo.v1.Admin.JoinMesh:output_type -> tombolo.v1.JoinMeshResponse
+	11, // 20: tombolo.v1.Admin.LeaveMesh:output_type -> tombolo.v1.LeaveMeshResponse
+	13, // 21: tombolo.v1.Admin.RemovePeer:output_type -> tombolo.v1.RemovePeerResponse
+	15, // 22: tombolo.v1.Admin.ListPeers:output_type -> tombolo.v1.ListPeersResponse
+	17, // 23: tombolo.v1.Admin.NodeToken:output_type -> tombolo.v1.NodeTokenResponse
+	19, // 24: tombolo.v1.Admin.ConfirmDeletes:output_type -> tombolo.v1.ConfirmDeletesResponse
+	21, // 25: tombolo.v1.Admin.Dump:output_type -> tombolo.v1.DumpResponse
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1346,7 +1527,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -141,6 +141,7 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 		return cfg, err
 	}
 	if o.kube.on {
+		o.kube.exports = o.kube.mcs || o.dns != ""
 		if err := o.kube.into(&cfg, log); err != nil {
 			return cfg, err
 		}

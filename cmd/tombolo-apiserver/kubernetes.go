@@ -24,6 +24,7 @@ type kubeOptions struct {
 	agentAccount string
 	join         kubeJoinOptions
 	mcs          bool
+	exports      bool // ServiceExports have an effect
 	clusterSet   string
 }
 
@@ -34,7 +35,7 @@ func (o *kubeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.namespace, "namespace", "", "Tombolo's own namespace (default: the pod's, else "+kube.DefaultNamespace+")")
 	f.StringVar(&o.meshConfig, "mesh-config", "tombolo-mesh", "ConfigMap in the own namespace in which the leader keeps the addresses of the mesh port and the CA bundle, for the agents; empty = none")
 	f.StringVar(&o.audience, "token-audience", "tombolo", "audience of the service-account tokens that nodes register with")
-	f.BoolVar(&o.mcs, "mcs", false, "run the Multi-Cluster Services API: ServiceImports and what belongs to them (needs --kubernetes)")
+	f.BoolVar(&o.mcs, "mcs", false, "run the Multi-Cluster Services API: ServiceExports take effect, ServiceImports and what belongs to them are written (needs --kubernetes)")
 	f.StringVar(&o.clusterSet, "cluster-set", "tombolo", "name of the mesh in the ClusterProperty clusterset.k8s.io; alike in all its clusters")
 	f.StringVar(&o.agentAccount, "agent-service-account", "", "namespace/name of the ServiceAccount whose tokens may register nodes (default: tombolo-agent in the own namespace)")
 	o.join.flags(f)
@@ -57,7 +58,7 @@ func (o *kubeOptions) into(cfg *apiserver.Config, log *slog.Logger) error {
 	if o.audience == "" {
 		return errors.New("--token-audience is empty; a token must be meant for Tombolo alone, give a name")
 	}
-	cfg.Source = kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: true, Log: log})
+	cfg.Source = kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: o.exports, Log: log})
 	cfg.SlicesGiven = true
 	if o.meshConfig != "" {
 		_, port, err := net.SplitHostPort(cfg.Listen)

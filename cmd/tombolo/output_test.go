@@ -111,7 +111,18 @@ func serverStatus() *pb.StatusResponse {
 	return &pb.StatusResponse{
 		Cluster: &pb.Cluster{Name: "aws", Id: 1}, Fingerprint: "aa11", Leader: true, StoreId: 0xbeef, Revision: 42, Keys: 34, Store: "embedded etcd in /var/lib/tombolo/apiserver/etcd",
 		CertificateExpires: testNow.Add(24 * time.Hour).UnixNano(), Records: map[string]int64{"export/service": 1, "export/node": 2}, Version: "v1", Nodes: []string{"n1", "n2"},
-		Problems: []*pb.Problem{{Object: "file cart.yaml", What: "not read", Why: "line 3: " + nasty, Fix: "repair it; its last good content stays in force"}},
+		Problems: []*pb.Problem{
+			{Object: "Service shop/cart", What: "its annotations are refused", Why: "tombolo.io/affinity: \"" + nasty + "\" is not local, remote or none", Fix: "correct them; what they said before stays in force"},
+			{Object: "file cart.yaml", What: "not read", Why: "line 3: " + nasty, Fix: "repair it; its last good content stays in force"},
+		},
+		MeshPeers: []*pb.MeshPeerStatus{
+			{Name: "gcp", Wish: "joins", Created: testNow.Add(-49 * time.Hour).UnixNano(), Conditions: []*pb.Condition{
+				{Type: "Joined", Status: "True", Reason: "Joined", Message: "both clusters have stored one another", Since: testNow.Add(-48 * time.Hour).UnixNano()},
+				{Type: "Reachable", Status: "True", Reason: "Connected"}, {Type: "Synced", Status: "False", Reason: "NotBelieved", Message: nasty}}},
+			{Name: "oci", Wish: "invites", Created: testNow.Add(-time.Minute).UnixNano(), Conditions: []*pb.Condition{
+				{Type: "Joined", Status: "False", Reason: "Invited", Message: "the token in Secret oci-token waits"}, {Type: "Reachable", Status: "Unknown", Reason: "NotJoined"}}},
+			{Name: nasty, Wish: "stands", Leaving: true},
+		},
 		Peers: []*pb.PeerStatus{
 			{Peer: &pb.Peer{Name: "gcp", Id: 2, MeshAddresses: []string{"198.51.100.7:9443"}, PodPrefixes: []*pb.Prefix{prefix}, Joined: testNow.Add(-49 * time.Hour).UnixNano()},
 				Fingerprint: strings.Repeat("bb", 32), Reachable: true, LastSeen: testNow.UnixNano(), Readers: 3},
@@ -227,6 +238,22 @@ func TestLeaveUntold(t *testing.T) {
 		if got.status != 1 || !strings.Contains(got.out, "gcp") || !strings.HasPrefix(got.errOut, want) || !strings.Contains(got.errOut, "tombolo mesh remove aws") {
 			t.Errorf("%s: %+v", line, got)
 		}
+	}
+}
+
+// While a server waits for its CA there is none, and that is said.
+func TestStatusWithoutCA(t *testing.T) {
+	w := newWorld(t, nil, &fakeAdmin{status: &pb.StatusResponse{Cluster: &pb.Cluster{Name: "aws", Id: 1}, Problems: []*pb.Problem{{What: "this server waits for its CA"}}}})
+	if got := w.at(t, "mesh", "status"); got.status != 0 || !strings.Contains(got.out, "PROBLEM: this server waits for its CA") || !strings.Contains(got.out, "CA           none yet") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Services are listed without a mesh API server on the node, too.
+func TestServicesOfHalf(t *testing.T) {
+	got := newWorld(t, agentAnswers(), nil).at(t, "service", "list")
+	if got.status != 0 || !strings.Contains(got.out, "cart") || strings.Contains(got.out, "PROBLEM") || got.errOut != "" {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -24,7 +25,10 @@ func (c *cli) serviceListCommand() *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the services this node knows",
 		Long: `CLUSTERS are those whose backends take part on this node, BACKENDS how many they
-have together. FRONTENDS at 0.0.0.0 or [::] are node ports.`,
+have together. FRONTENDS at 0.0.0.0 or [::] are node ports.
+
+If the cluster's mesh API server can be asked, too, services that it refuses, or of
+which it refuses an annotation, are named below, with what to do.`,
 		Example: "  tombolo service list\n  tombolo service list -o json | jq -r '.items[].name'",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,7 +37,12 @@ have together. FRONTENDS at 0.0.0.0 or [::] are node ports.`,
 				return err
 			}
 			if c.output == "json" {
-				return c.printJSON("ServiceList", json.RawMessage(body))
+				doc := map[string]json.RawMessage{}
+				if err := json.Unmarshal(body, &doc); err != nil {
+					return fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
+				}
+				doc["problems"], _ = json.Marshal(c.serviceProblems(cmd.Context())) // plain data: cannot fail
+				return c.printJSON("ServiceList", doc)
 			}
 			var list struct {
 				Items []agent.ServiceSummary `json:"items"`
@@ -41,6 +50,7 @@ have together. FRONTENDS at 0.0.0.0 or [::] are node ports.`,
 			if err := json.Unmarshal(body, &list); err != nil {
 				return fmt.Errorf("answer of the agent is not understood (another version?): %w", err)
 			}
+			defer func() { c.printProblems(c.serviceProblems(cmd.Context())) }()
 			if len(list.Items) == 0 {
 				fmt.Fprintln(c.env.Stderr, "this node knows no services")
 				return nil
@@ -59,6 +69,22 @@ have together. FRONTENDS at 0.0.0.0 or [::] are node ports.`,
 			return table(c.env.Stdout, "NAMESPACE NAME GLOBAL AFFINITY CLUSTERS BACKENDS FRONTENDS", rows)
 		},
 	})
+}
+
+// serviceProblems are those that the cluster's mesh API server has with Services. On
+// most nodes none runs, and the list is whole without them.
+func (c *cli) serviceProblems(ctx context.Context) []agent.ProblemStatus {
+	out := []agent.ProblemStatus{}
+	server, err := c.serverStatus(ctx)
+	if err != nil {
+		return out
+	}
+	for _, p := range server.Problems {
+		if strings.HasPrefix(p.Object, "Service ") {
+			out = append(out, serverProblem(p))
+		}
+	}
+	return out
 }
 
 func (c *cli) serviceExplainCommand() *cobra.Command {

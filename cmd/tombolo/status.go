@@ -72,7 +72,12 @@ func (c *cli) meshStatusCommand() *cobra.Command {
 	return c.answers(&cobra.Command{
 		Use:   "status",
 		Short: "What this cluster's mesh API server knows, and what is wrong",
-		Long:  "The mesh API server's part of 'tombolo status': its store, CA, nodes and peers. Of\nseveral replicas reached with --context, the one that leads is asked.",
+		Long: `The mesh API server's part of 'tombolo status': its store, CA, nodes and peers. Of
+several replicas reached with --context, the one that leads is asked.
+
+MESHPEER are the resources of that kind in Tombolo's namespace: whether each joins
+by a token, invites, or stands for a peer that was joined by hand, and its
+conditions. What is not as it should be is explained below them.`,
 		Example: `  tombolo mesh status
   tombolo mesh status --context gcp`,
 		Args: noArgs,
@@ -130,16 +135,22 @@ func (c *cli) printServer(s *pb.StatusResponse) error {
 	c.printProblems(problems)
 	fmt.Fprintf(out, "  version      %s\n", orDefault(printable(s.Version), "unknown"))
 	fmt.Fprintf(out, "  store        %s, revision %d, %d keys\n", printable(s.Store), s.Revision, s.Keys)
-	fmt.Fprintf(out, "  CA           %s, own certificate until %s\n", s.Fingerprint, orDefault(timeText(s.CertificateExpires), "?"))
+	if s.Fingerprint == "" {
+		fmt.Fprintln(out, "  CA           none yet")
+	} else {
+		fmt.Fprintf(out, "  CA           %s, own certificate until %s\n", s.Fingerprint, orDefault(timeText(s.CertificateExpires), "?"))
+	}
 	fmt.Fprintf(out, "  records      %s\n", orDefault(countsText(s.Records), "none"))
 	fmt.Fprintf(out, "  nodes        %s\n", orDefault(printable(strings.Join(s.Nodes, ", ")), "none registered"))
 	if len(s.Peers) == 0 {
 		fmt.Fprintln(out, "  peers        none; run 'tombolo mesh invite' here and 'tombolo mesh join' there")
 	} else {
 		fmt.Fprintln(out)
-		return c.printPeers(s.Peers)
+		if err := c.printPeers(s.Peers); err != nil {
+			return err
+		}
 	}
-	return nil
+	return c.printMeshPeers(s.MeshPeers)
 }
 
 func countsText(counts map[string]int64) string {
@@ -286,13 +297,17 @@ func (c *cli) printProblems(problems []agent.ProblemStatus) {
 func serverProblems(s *pb.StatusResponse) []agent.ProblemStatus {
 	problems := []agent.ProblemStatus{}
 	for _, p := range s.Problems {
-		what := p.What
-		if p.Object != "" && !strings.Contains(what, p.Object) {
-			what = p.Object + ": " + what
-		}
-		problems = append(problems, agent.ProblemStatus{What: what, Why: p.Why, Fix: p.Fix})
+		problems = append(problems, serverProblem(p))
 	}
 	return problems
+}
+
+func serverProblem(p *pb.Problem) agent.ProblemStatus {
+	what := p.What
+	if p.Object != "" && !strings.Contains(what, p.Object) {
+		what = p.Object + ": " + what
+	}
+	return agent.ProblemStatus{What: what, Why: p.Why, Fix: p.Fix}
 }
 
 func serverJSON(s *pb.StatusResponse) map[string]any {
@@ -303,5 +318,5 @@ func serverJSON(s *pb.StatusResponse) map[string]any {
 	return map[string]any{"cluster": s.Cluster.GetName(), "clusterID": s.Cluster.GetId(), "leader": s.Leader, "version": s.Version,
 		"fingerprint": s.Fingerprint, "certificateExpires": timeText(s.CertificateExpires), "store": s.Store,
 		"storeID": fmt.Sprintf("%x", s.StoreId), "revision": s.Revision, "keys": s.Keys, "records": s.Records,
-		"nodes": s.Nodes, "peers": peers, "problems": serverProblems(s)}
+		"nodes": s.Nodes, "peers": peers, "meshPeers": meshPeersJSON(s.MeshPeers), "problems": serverProblems(s)}
 }

@@ -29,9 +29,7 @@ type MCSConfig struct {
 	// ClusterSet is the value of the ClusterProperty clusterset.k8s.io: the name of
 	// the mesh, alike in all its clusters.
 	ClusterSet string
-	// PropertiesAgain is how often the ClusterProperties are seen to; 0 = propertiesAgain.
-	PropertiesAgain time.Duration
-	Log             *slog.Logger // nil = discard
+	Log        *slog.Logger // nil = discard
 }
 
 // MCS is the writer of the Multi-Cluster Services API: on the leading replica it

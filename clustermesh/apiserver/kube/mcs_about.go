@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"time"
@@ -18,12 +17,7 @@ const (
 	propertyClusterSet = "clusterset.k8s.io"
 )
 
-// propertyResources are the versions of the kind, the best first. A ClusterProperty
-// reads the same in all.
-var propertyResources = []schema.GroupVersionResource{
-	{Group: "about.k8s.io", Version: "v1beta1", Resource: "clusterproperties"},
-	{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"},
-}
+var propertyResource = schema.GroupVersionResource{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"}
 
 // propertiesAgain is how often it is looked whether the AboutAPI has come to be,
 // and whether the properties stand.
@@ -42,26 +36,15 @@ func (m *mcsWriter) properties(ctx context.Context) {
 		m.on.Problems.Set(area, problems)
 		select {
 		case <-ctx.Done():
-		case <-time.After(cmp.Or(m.cfg.PropertiesAgain, propertiesAgain)):
+		case <-time.After(propertiesAgain):
 		}
 	}
 }
 
-// writeProperties writes both, whatever somebody else has made of them.
 func (m *mcsWriter) writeProperties(ctx context.Context) error {
-	var propertyResource schema.GroupVersionResource
-	for _, gvr := range propertyResources {
-		there, err := m.cfg.Client.serves(ctx, gvr)
-		if err != nil {
-			return err
-		}
-		if there {
-			propertyResource = gvr
-			break
-		}
-	}
-	if propertyResource.Empty() {
-		return nil
+	there, err := m.cfg.Client.serves(ctx, propertyResource)
+	if err != nil || !there {
+		return err
 	}
 	group, err := m.cfg.Client.Group(propertyResource.GroupVersion())
 	if err != nil {

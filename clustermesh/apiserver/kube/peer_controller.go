@@ -24,6 +24,8 @@ type Mesh interface {
 	Invite(context.Context, *pb.InviteRequest) (*pb.InviteResponse, error)
 	JoinMesh(context.Context, *pb.JoinMeshRequest) (*pb.JoinMeshResponse, error)
 	RemovePeer(context.Context, *pb.RemovePeerRequest) (*pb.RemovePeerResponse, error)
+	// Withdraw takes back a token that nobody has used; one that was stays.
+	Withdraw(ctx context.Context, tokenID string) error
 }
 
 // Peers joins clusters as the MeshPeers of Tombolo's namespace say. It keeps
@@ -33,6 +35,8 @@ type Peers struct {
 	client *Client
 	mesh   Mesh
 	log    *slog.Logger
+	// tell takes what became of the resources, after each pass; may be nil.
+	tell func([]*pb.MeshPeerStatus)
 	// Look is how often the reachability of peers is looked at; writing follows only
 	// from a change.
 	look  time.Duration
@@ -60,7 +64,12 @@ func PeersPart(client *Client) apiserver.Part {
 		case <-ctx.Done():
 			return nil
 		}
-		return NewPeers(client, on.Admin, on.Log).Run(ctx)
+		p := NewPeers(client, on.Admin, on.Log)
+		p.tell = on.MeshPeers
+		if p.tell != nil {
+			defer p.tell(nil) // another replica says it from now on
+		}
+		return p.Run(ctx)
 	}}
 }
 
@@ -151,6 +160,7 @@ func (p *Peers) pass(ctx context.Context) error {
 	defer cancel()
 	list, err := p.client.meshPeers(p.client.Namespace).List(reading, metav1.ListOptions{})
 	if apierrors.IsNotFound(err) {
+		p.told(nil)
 		return nil
 	}
 	if err != nil {
@@ -161,10 +171,13 @@ func (p *Peers) pass(ctx context.Context) error {
 		return err
 	}
 	there := make(map[string]bool)
+	var became []*pb.MeshPeerStatus
 	for i := range list.Items {
 		mp := &list.Items[i]
 		there[mp.Name] = true
-		if err := p.one(ctx, mp, st); err != nil && ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+		now, err := p.one(ctx, mp, st)
+		became = append(became, meshPeerStatus(now))
+		if err != nil && ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			p.log.Warn("MeshPeer could not be served; it is tried again", "meshpeer", mp.Name, "err", err)
 		}
 	}
@@ -173,23 +186,32 @@ func (p *Peers) pass(ctx context.Context) error {
 			delete(p.tries, name)
 		}
 	}
+	p.told(became)
 	return nil
+}
+
+func (p *Peers) told(became []*pb.MeshPeerStatus) {
+	if p.tell != nil {
+		p.tell(became)
+	}
 }
 
 const leaveFinalizer = "tombolo.io/leave"
 
 // one brings one MeshPeer a step on and writes its status if it says something new.
-func (p *Peers) one(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusResponse) error {
+// It returns what the MeshPeer is then.
+func (p *Peers) one(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusResponse) (*v1alpha1.MeshPeer, error) {
 	if mp.DeletionTimestamp != nil {
 		return p.delete(ctx, mp, st)
 	}
 	if !hasFinalizer(mp) {
 		// Before anything is joined, so that deleting always leaves.
 		mp.Finalizers = append(mp.Finalizers, leaveFinalizer)
-		var err error
-		if mp, err = p.client.meshPeers(mp.Namespace).Update(ctx, mp, metav1.UpdateOptions{}); err != nil {
-			return fmt.Errorf("finalizer: %w", err)
+		updated, err := p.client.meshPeers(mp.Namespace).Update(ctx, mp, metav1.UpdateOptions{})
+		if err != nil {
+			return mp, fmt.Errorf("finalizer: %w", err)
 		}
+		mp = updated
 	}
 	before := mp.Status
 	next := mp.DeepCopy()
@@ -199,7 +221,7 @@ func (p *Peers) one(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusRes
 		var joined bool
 		if joined, err = p.bringAbout(ctx, next); joined {
 			if st, err = p.mesh.Status(ctx, &pb.StatusRequest{}); err != nil {
-				return err
+				return mp, err
 			}
 			peer = findPeer(st, mp.Name)
 		}
@@ -208,7 +230,7 @@ func (p *Peers) one(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusRes
 		err = p.joined(ctx, next, peer, st)
 	}
 	next.Status.ObservedGeneration = mp.Generation
-	return errors.Join(err, p.writeStatus(ctx, next, before))
+	return next, errors.Join(err, p.writeStatus(ctx, next, before))
 }
 
 func (p *Peers) writeStatus(ctx context.Context, mp *v1alpha1.MeshPeer, before v1alpha1.MeshPeerStatus) error {

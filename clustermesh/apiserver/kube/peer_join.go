@@ -131,7 +131,6 @@ func (p *Peers) invite(ctx context.Context, mp *v1alpha1.MeshPeer) error {
 		setJoined(mp, false, refusalReason(err), err.Error())
 		return nil
 	}
-	// A token whose Secret is not written goes at its end; nobody has it.
 	fresh := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: mp.Namespace, Labels: map[string]string{"app.kubernetes.io/part-of": "tombolo"},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(mp, v1alpha1.GroupVersion.WithKind("MeshPeer"))}},
@@ -144,7 +143,8 @@ func (p *Peers) invite(ctx context.Context, mp *v1alpha1.MeshPeer) error {
 		_, err = secrets.Update(ctx, fresh, metav1.UpdateOptions{})
 	}
 	if err != nil {
-		return fmt.Errorf("write the token: %w", err)
+		// Nobody has it; if this fails, too, it goes at its end.
+		return errors.Join(fmt.Errorf("write the token: %w", err), p.withdraw(ctx, []byte(res.Token)))
 	}
 	setJoined(mp, false, "Invited", invitedText(name, time.Unix(0, res.Expires)))
 	return nil
@@ -167,14 +167,37 @@ func (p *Peers) joined(ctx context.Context, mp *v1alpha1.MeshPeer, peer *pb.Peer
 		return p.noteToken(ctx, mp)
 	case mp.Spec.Invite != nil:
 		mp.Status.UsedSerial = &mp.Spec.Invite.Serial
-		secrets, name := p.client.Secrets(mp.Namespace), inviteSecret(mp)
-		secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
-		if err == nil && metav1.IsControlledBy(secret, mp) {
-			err = secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
+		return p.uninvite(ctx, mp)
+	}
+	return nil
+}
+
+// uninvite takes an invitation back: the token, if it was not used (the clusters may
+// have been joined by another one), and then its Secret, so that a crash between the
+// two leaves what is needed to go on.
+func (p *Peers) uninvite(ctx context.Context, mp *v1alpha1.MeshPeer) error {
+	secrets, name := p.client.Secrets(mp.Namespace), inviteSecret(mp)
+	secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
+	if err == nil && metav1.IsControlledBy(secret, mp) {
+		if err := p.withdraw(ctx, secret.Data["token"]); err != nil {
+			return err
 		}
-		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("take the used token away: %w", err)
-		}
+		err = secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("take the Secret of the token away: %w", err)
+	}
+	return nil
+}
+
+// withdraw ends a token before its time.
+func (p *Peers) withdraw(ctx context.Context, text []byte) error {
+	t, err := certs.ParseToken(strings.TrimSpace(string(text)))
+	if err != nil {
+		return nil // no token of ours
+	}
+	if err := p.mesh.Withdraw(ctx, t.ID); err != nil {
+		return fmt.Errorf("withdraw the token: %w", err)
 	}
 	return nil
 }
@@ -196,32 +219,37 @@ func (p *Peers) noteToken(ctx context.Context, mp *v1alpha1.MeshPeer) error {
 }
 
 // delete leaves, as far as the policy says, and lets the resource go.
-func (p *Peers) delete(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusResponse) error {
+func (p *Peers) delete(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusResponse) (*v1alpha1.MeshPeer, error) {
 	if !hasFinalizer(mp) {
-		return nil
+		return mp, nil
+	}
+	if mp.Spec.Invite != nil {
+		if err := p.uninvite(ctx, mp); err != nil {
+			return mp, err
+		}
 	}
 	before := mp.Status
 	policy := cmp.Or(mp.Spec.DeletionPolicy, v1alpha1.Leave)
 	if policy != v1alpha1.Retain && findPeer(st, mp.Name) != nil {
 		of := "leave " + string(policy)
 		if !p.due(mp.Name, of) {
-			return nil
+			return mp, nil
 		}
 		_, err := p.mesh.RemovePeer(ctx, &pb.RemovePeerRequest{Cluster: mp.Name, Force: policy == v1alpha1.Force})
 		if r := apiserver.AsRefusal(err); err != nil && (r == nil || r.Code != codes.NotFound) {
 			if ctx.Err() != nil {
-				return nil
+				return mp, nil
 			}
 			p.failed(mp.Name, of)
 			next := mp.DeepCopy()
 			setCondition(next, v1alpha1.Joined, metav1.ConditionTrue, "CannotLeave", err.Error()+"; or set spec.deletionPolicy to Force or Retain")
-			return p.writeStatus(ctx, next, before)
+			return next, p.writeStatus(ctx, next, before)
 		}
 	}
 	next := mp.DeepCopy()
 	next.Finalizers = slices.DeleteFunc(next.Finalizers, func(f string) bool { return f == leaveFinalizer })
 	if _, err := p.client.meshPeers(mp.Namespace).Update(ctx, next, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return errors.Join(fmt.Errorf("finalizer: %w", err))
+		return mp, fmt.Errorf("finalizer: %w", err)
 	}
-	return nil
+	return next, nil
 }

@@ -83,3 +83,23 @@ func setStatus(mp *v1alpha1.MeshPeer, peer *pb.PeerStatus, st *pb.StatusResponse
 }
 
 func hasFinalizer(mp *v1alpha1.MeshPeer) bool { return slices.Contains(mp.Finalizers, leaveFinalizer) }
+
+// meshPeerStatus is a MeshPeer as the status of the mesh API server tells it.
+func meshPeerStatus(mp *v1alpha1.MeshPeer) *pb.MeshPeerStatus {
+	out := &pb.MeshPeerStatus{Name: mp.Name, Wish: "stands", Leaving: mp.DeletionTimestamp != nil}
+	switch {
+	case mp.Spec.TokenSecretRef != nil:
+		out.Wish = "joins"
+	case mp.Spec.Invite != nil:
+		out.Wish = "invites"
+	}
+	if !mp.CreationTimestamp.IsZero() {
+		out.Created = mp.CreationTimestamp.UnixNano()
+	}
+	for _, c := range mp.Status.Conditions {
+		out.Conditions = append(out.Conditions, &pb.Condition{
+			Type: c.Type, Status: string(c.Status), Reason: c.Reason, Message: c.Message, Since: c.LastTransitionTime.UnixNano(),
+		})
+	}
+	return out
+}

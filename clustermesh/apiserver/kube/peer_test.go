@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,6 +27,7 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube"
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube/kubetest"
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube/v1alpha1"
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
@@ -41,6 +44,7 @@ type side struct {
 	store  *kvstore.Memory
 	dir    string
 	addr   string
+	socket string
 	stop   func()
 }
 
@@ -48,9 +52,17 @@ type peersClient = gentype.ClientWithList[*v1alpha1.MeshPeer, *v1alpha1.MeshPeer
 
 func newSide(t *testing.T, name string, id int) *side {
 	t.Helper()
-	s := &side{t: t, name: name, id: id, api: kubetest.New(t), dir: t.TempDir(), store: kvstore.NewMemory(kvstore.MemoryOptions{})}
-	s.api.Serve(kubetest.Kind{GroupVersionResource: v1alpha1.MeshPeers, Name: "MeshPeer", Namespace: true})
-	s.client = testClient(t, s.api)
+	api := kubetest.New(t)
+	api.Serve(kubetest.Kind{GroupVersionResource: v1alpha1.MeshPeers, Name: "MeshPeer", Namespace: true})
+	s := newSideOn(t, name, id, testClient(t, api))
+	s.api = api
+	return s
+}
+
+// newSideOn is newSide on an API server that is there, real or not.
+func newSideOn(t *testing.T, name string, id int, client *kube.Client) *side {
+	t.Helper()
+	s := &side{t: t, name: name, id: id, client: client, dir: t.TempDir(), store: kvstore.NewMemory(kvstore.MemoryOptions{})}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -78,9 +90,10 @@ func (s *side) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.socket = filepath.Join(sockets, "s")
 	ready := make(chan struct{})
 	cfg := apiserver.Config{
-		Cluster: s.name, ID: clustermesh.ID(s.id), StateDir: s.dir, Source: noObjects{}, Listen: s.addr, Socket: filepath.Join(sockets, "s"), Version: "v1.0.0",
+		Cluster: s.name, ID: clustermesh.ID(s.id), StateDir: s.dir, Source: noObjects{}, Listen: s.addr, Socket: s.socket, Version: "v1.0.0",
 		PodPrefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", s.id))}, LeaseTTL: 2 * time.Second, Log: slog.New(slog.DiscardHandler),
 		Open: func(context.Context) (apiserver.StoreHandle, error) {
 			return apiserver.StoreHandle{Store: s.store}, nil
@@ -109,7 +122,7 @@ func (s *side) start() {
 }
 
 func (s *side) peers() *peersClient {
-	c, err := kube.Resource(s.client, v1alpha1.MeshPeers, ns, func() *v1alpha1.MeshPeer { return &v1alpha1.MeshPeer{} }, func() *v1alpha1.MeshPeerList { return &v1alpha1.MeshPeerList{} })
+	c, err := kube.Resource(s.client, v1alpha1.MeshPeers, s.client.Namespace, func() *v1alpha1.MeshPeer { return &v1alpha1.MeshPeer{} }, func() *v1alpha1.MeshPeerList { return &v1alpha1.MeshPeerList{} })
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -119,7 +132,7 @@ func (s *side) peers() *peersClient {
 func (s *side) create(name string, spec v1alpha1.MeshPeerSpec) {
 	s.t.Helper()
 	_, err := s.peers().Create(context.Background(), &v1alpha1.MeshPeer{
-		TypeMeta: metav1.TypeMeta{APIVersion: "tombolo.io/v1alpha1", Kind: "MeshPeer"}, ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}, Spec: spec}, metav1.CreateOptions{})
+		TypeMeta: metav1.TypeMeta{APIVersion: "tombolo.io/v1alpha1", Kind: "MeshPeer"}, ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: s.client.Namespace}, Spec: spec}, metav1.CreateOptions{})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -127,7 +140,7 @@ func (s *side) create(name string, spec v1alpha1.MeshPeerSpec) {
 
 func (s *side) putToken(name, token string) {
 	s.t.Helper()
-	_, err := s.client.Secrets(ns).Create(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}, Type: corev1.SecretTypeOpaque,
+	_, err := s.client.Secrets(s.client.Namespace).Create(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: s.client.Namespace}, Type: corev1.SecretTypeOpaque,
 		Data: map[string][]byte{"token": []byte(token)}}, metav1.CreateOptions{})
 	if err != nil {
 		s.t.Fatal(err)
@@ -162,7 +175,7 @@ func (s *side) wait(name, kind, want string) {
 func (s *side) token(secret string) string {
 	s.t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got, err := s.client.Secrets(ns).Get(context.Background(), secret, metav1.GetOptions{}); err == nil {
+		if got, err := s.client.Secrets(s.client.Namespace).Get(context.Background(), secret, metav1.GetOptions{}); err == nil {
 			return string(got.Data["token"])
 		}
 	}
@@ -225,6 +238,68 @@ func TestMeshPeersJoinAndLeave(t *testing.T) {
 	b.gone("azure")
 	b.delete("aws")
 	b.gone("aws")
+}
+
+// A token is good as long as its MeshPeer invites: deleting that withdraws it, and so
+// does a join by another token.
+func TestInvitationIsWithdrawn(t *testing.T) {
+	a, b := newSide(t, "aws", 1), newSide(t, "gcp", 2)
+	a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{}})
+	token := a.token("gcp-token")
+	a.delete("gcp")
+	a.gone("gcp")
+	b.putToken("t", token)
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	b.wait("aws", v1alpha1.Joined, "False TokenRefused")
+	if c := b.condition("aws", v1alpha1.Joined); !strings.Contains(c, "knows no such token") {
+		t.Errorf("the withdrawn token: %s", c)
+	}
+	b.delete("aws")
+	b.gone("aws")
+	// Two invitations, of which one is used.
+	a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{SecretName: "one"}})
+	a.create("other", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{SecretName: "two"}})
+	unused := a.token("one")
+	b.putToken("u", a.token("two"))
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "u"}})
+	b.wait("aws", v1alpha1.Joined, "True Joined")
+	a.wait("gcp", v1alpha1.Joined, "True Joined")
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := a.client.Secrets(ns).Get(t.Context(), "one", metav1.GetOptions{}); err != nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the Secret of an invitation that is not needed any more is still there")
+		}
+	}
+	c := newSide(t, "azure", 3)
+	c.putToken("t", unused)
+	c.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	c.wait("aws", v1alpha1.Joined, "False TokenRefused")
+	// The status of the mesh API server tells the resources with their conditions.
+	mp := a.status("other")
+	if mp == nil || mp.Wish != "invites" || mp.Created == 0 || len(mp.Conditions) == 0 || mp.Conditions[0].Reason == "" {
+		t.Errorf("status of MeshPeer other: %v", mp)
+	}
+}
+
+// status is a MeshPeer as `tombolo mesh status` has it.
+func (s *side) status(name string) *pb.MeshPeerStatus {
+	conn, err := grpc.NewClient("unix:"+s.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	st, err := pb.NewAdminClient(conn).Status(context.Background(), &pb.StatusRequest{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, mp := range st.MeshPeers {
+		if mp.Name == name {
+			return mp
+		}
+	}
+	return nil
 }
 
 // What the checks before a join refuse stands in the condition's message.

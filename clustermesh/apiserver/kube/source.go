@@ -27,6 +27,10 @@ type SourceConfig struct {
 	// another one catches up, an etcd that was restored from a copy does not.
 	// Default 30 s.
 	Restored time.Duration
+	// Forbidden is how long the first delivery waits for a kind that a feature may be
+	// without and that this server may not see: an upgrade may be about to allow it.
+	// Default 10 s.
+	Forbidden time.Duration
 }
 
 // Source is an apiserver.Source: the objects of a kube-apiserver, by list and
@@ -57,6 +61,9 @@ func NewSource(cfg SourceConfig) *Source {
 	}
 	if cfg.Restored == 0 {
 		cfg.Restored = 30 * time.Second
+	}
+	if cfg.Forbidden == 0 {
+		cfg.Forbidden = 10 * time.Second
 	}
 	s := &Source{
 		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1),
@@ -145,7 +152,7 @@ func (s *Source) reset() {
 func (s *Source) everything() (map[apiserver.Ref]runtime.Object, bool) {
 	all := make(map[apiserver.Ref]runtime.Object)
 	for _, k := range s.kinds {
-		if !k.synced {
+		if !k.synced && !k.doneWithout() {
 			return nil, false
 		}
 		for ref, h := range k.held {

@@ -59,6 +59,7 @@ func (k *kindState) note(ctx context.Context, err error) {
 	if err != nil {
 		if k.err == nil {
 			k.errAt = time.Now()
+			time.AfterFunc(s.cfg.Forbidden, s.stir)
 		}
 		k.err = err
 		s.stir()

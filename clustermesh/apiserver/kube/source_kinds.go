@@ -31,7 +31,11 @@ type sourceKind struct {
 	labels   string // selectors: what does not match is not sent
 	fields   string
 	optional bool // a custom resource: it may be absent, and come later
-	newList  func() runtime.Object
+	// spared: a feature may be without it. Where the API server does not let it be
+	// seen, the rest is published; policies are no such kind, as without them more
+	// would pass.
+	spared  bool
+	newList func() runtime.Object
 	// trim leaves of an object what is read here; it may change the object.
 	trim func(runtime.Object) runtime.Object
 	// raw: the text of an object is needed, not its decoded form.
@@ -80,7 +84,7 @@ var sourceKinds = []sourceKind{
 	},
 	{
 		name: apiserver.KindServiceExport, group: mcsv1beta1.GroupName, versions: []string{"v1beta1"}, resource: "serviceexports",
-		optional: true, newList: func() runtime.Object { return &mcsv1beta1.ServiceExportList{} }, trim: trimExport,
+		optional: true, spared: true, newList: func() runtime.Object { return &mcsv1beta1.ServiceExportList{} }, trim: trimExport,
 	},
 }
 

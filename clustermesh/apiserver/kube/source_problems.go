@@ -38,9 +38,13 @@ func (s *Source) problems() []apiserver.Problem {
 				Fix: fmt.Sprintf("what was known stays in force; if it stays so for %v, the older state is taken", s.cfg.Restored),
 			})
 		case apierrors.IsForbidden(k.err) || apierrors.IsUnauthorized(k.err):
+			meanwhile := s.meanwhile()
+			if k.spared && !k.synced {
+				meanwhile = "until then they have no effect, and all else is published"
+			}
 			ps = append(ps, apiserver.Problem{
 				Object: object, What: "refuses to list or watch " + k.resource, Why: reason(k.err),
-				Fix: "give this server's ServiceAccount a ClusterRole with " + k.rule() + "; " + s.meanwhile(),
+				Fix: "give this server's ServiceAccount a ClusterRole with " + k.rule() + "; " + meanwhile,
 			})
 		case time.Since(k.errAt) >= patience:
 			away[reason(k.err)] = append(away[reason(k.err)], k.resource)
@@ -61,10 +65,15 @@ func (s *Source) problems() []apiserver.Problem {
 	return ps
 }
 
+// doneWithout: the kind has been forbidden long enough for the rest to be delivered.
+func (k *kindState) doneWithout() bool {
+	return k.spared && !k.synced && apierrors.IsForbidden(k.err) && time.Since(k.errAt) >= k.source.cfg.Forbidden
+}
+
 // meanwhile says what the rest of the mesh notices.
 func (s *Source) meanwhile() string {
 	for _, k := range s.kinds {
-		if !k.synced {
+		if !k.synced && !k.doneWithout() {
 			return "until then nothing is published anew"
 		}
 	}

@@ -102,7 +102,7 @@ func follow(t *testing.T, s *kubetest.Server, restored time.Duration) *delivered
 	if err != nil {
 		t.Fatal(err)
 	}
-	source := kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: true, Restored: restored, Log: slog.New(slog.DiscardHandler)})
+	source := kube.NewSource(kube.SourceConfig{Client: client, ServiceExports: true, Restored: restored, Forbidden: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	d := &delivered{objects: make(map[apiserver.Ref]runtime.Object)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -212,6 +212,46 @@ func TestSourceForbidden(t *testing.T) {
 	}
 	s.Back()
 	eventually(t, "all is well", func() bool { return d.has() == "Node n1" && d.problem() == "" })
+}
+
+// A kind that a feature may be without does not hold the rest up where it is
+// forbidden, and is taken in once it is allowed; policies do, as without them more
+// would pass than may.
+func TestSourceForbiddenCustomResources(t *testing.T) {
+	s := kubetest.New(t)
+	s.Serve(kubetest.Kind{GroupVersionResource: exports, Name: "ServiceExport", Namespace: true}, kubetest.Kind{GroupVersionResource: policiesBeta, Name: "ClusterNetworkPolicy"})
+	s.Put(node("n1"), definition("serviceexports.multicluster.x-k8s.io"), definition("clusternetworkpolicies.policy.networking.k8s.io"),
+		object("multicluster.x-k8s.io/v1beta1", "ServiceExport", "shop", "web", nil), clusterPolicy("v1beta1", "p1", 5))
+	forbid := func(resources ...string) {
+		s.Fail(func(r *http.Request) *kubetest.Fault {
+			for _, resource := range resources {
+				if strings.HasSuffix(r.URL.Path, "/"+resource) {
+					return &kubetest.Fault{Code: 403, Reason: "Forbidden"}
+				}
+			}
+			return nil
+		})
+	}
+	forbid("serviceexports", "clusternetworkpolicies")
+	d := follow(t, s, 0)
+	eventually(t, "policies hold all up, exports would not", func() bool {
+		return strings.Contains(d.problem(), `get, list, watch of clusternetworkpolicies (API group "policy.networking.k8s.io"); until then nothing is published anew`) &&
+			strings.Contains(d.problem(), `get, list, watch of serviceexports (API group "multicluster.x-k8s.io"); until then they have no effect, and all else is published`)
+	})
+	if d.has() != "" {
+		t.Errorf("delivered without policies: %s", d.has())
+	}
+	forbid("serviceexports")
+	eventually(t, "all but the exports", func() bool {
+		return d.has() == "ClusterNetworkPolicy p1\nNode n1" && strings.Contains(d.problem(), "serviceexports") && !strings.Contains(d.problem(), "clusternetworkpolicies")
+	})
+	s.Back()
+	eventually(t, "the exports, too", func() bool {
+		return d.has() == "ClusterNetworkPolicy p1\nNode n1\nServiceExport shop/web" && d.problem() == ""
+	})
+	if complete, _, named, lacking := d.counts(); complete != 1 || named+lacking != 0 {
+		t.Errorf("%d complete deliveries, %d deletes", complete, named+lacking)
+	}
 }
 
 // An API server that is away changes nothing and is a problem; what happened
