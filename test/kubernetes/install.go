@@ -36,6 +36,9 @@ func (c *Cluster) values() []string {
 	if c.world.Lab != nil {
 		set = append(set, "agent.cgroupRoot="+labCgroup())
 	}
+	if c.world.set != "" {
+		set = append(set, c.world.set)
+	}
 	var out []string
 	for _, s := range set {
 		out = append(out, "--set", s)

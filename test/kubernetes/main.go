@@ -29,6 +29,7 @@ type options struct {
 	bin        string
 	image      string
 	echoImage  string
+	set        string // of the chart, as helm's --set takes it
 	logs       string
 	dual       bool
 	keep       bool
@@ -69,6 +70,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.bin, "bin", "bin", "folder of Tombolo's programs")
 	f.StringVar(&o.image, "image", "bin/tombolo-image.tar", "Tombolo's image")
 	f.StringVar(&o.echoImage, "echo-image", "lab.local/echo:1", "image of the test's workloads; on -contexts, load it into the clusters first")
+	f.StringVar(&o.set, "set", "", "further values of the chart, as key=value,key=value: where your distribution has its CNI folders, say")
 	f.StringVar(&o.logs, "logs", "bin/test-kubernetes", "folder for what is known about cases that failed")
 	f.BoolVar(&o.dual, "dual", false, "IPv4 and IPv6")
 	f.BoolVar(&o.keep, "keep", false, "leave everything as it is at the end")

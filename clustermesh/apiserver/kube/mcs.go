@@ -29,7 +29,9 @@ type MCSConfig struct {
 	// ClusterSet is the value of the ClusterProperty clusterset.k8s.io: the name of
 	// the mesh, alike in all its clusters.
 	ClusterSet string
-	Log        *slog.Logger // nil = discard
+	// PropertiesAgain is how often the ClusterProperties are seen to; 0 = propertiesAgain.
+	PropertiesAgain time.Duration
+	Log             *slog.Logger // nil = discard
 }
 
 // MCS is the writer of the Multi-Cluster Services API: on the leading replica it

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"time"
@@ -17,7 +18,12 @@ const (
 	propertyClusterSet = "clusterset.k8s.io"
 )
 
-var propertyResource = schema.GroupVersionResource{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"}
+// propertyResources are the versions of the kind, the best first. A ClusterProperty
+// reads the same in all.
+var propertyResources = []schema.GroupVersionResource{
+	{Group: "about.k8s.io", Version: "v1beta1", Resource: "clusterproperties"},
+	{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"},
+}
 
 // propertiesAgain is how often it is looked whether the AboutAPI has come to be,
 // and whether the properties stand.
@@ -36,15 +42,26 @@ func (m *mcsWriter) properties(ctx context.Context) {
 		m.on.Problems.Set(area, problems)
 		select {
 		case <-ctx.Done():
-		case <-time.After(propertiesAgain):
+		case <-time.After(cmp.Or(m.cfg.PropertiesAgain, propertiesAgain)):
 		}
 	}
 }
 
+// writeProperties writes both, whatever somebody else has made of them.
 func (m *mcsWriter) writeProperties(ctx context.Context) error {
-	there, err := m.cfg.Client.serves(ctx, propertyResource)
-	if err != nil || !there {
-		return err
+	var propertyResource schema.GroupVersionResource
+	for _, gvr := range propertyResources {
+		there, err := m.cfg.Client.serves(ctx, gvr)
+		if err != nil {
+			return err
+		}
+		if there {
+			propertyResource = gvr
+			break
+		}
+	}
+	if propertyResource.Empty() {
+		return nil
 	}
 	group, err := m.cfg.Client.Group(propertyResource.GroupVersion())
 	if err != nil {

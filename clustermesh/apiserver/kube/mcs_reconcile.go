@@ -83,6 +83,8 @@ func (m *mcsWriter) writeImport(ctx context.Context, s mcs.State, w mcs.Wanted) 
 	}
 	var failed error
 	switch {
+	case w.Anew: // its end asks for the next one
+		return true, m.delete(ctx, serviceResource, s.Derived)
 	case w.Derived != nil:
 		failed = m.apply(ctx, serviceResource, w.Derived.Namespace, w.Derived.Name, s.Derived, w.Derived, "")
 	case s.Derived != nil:

@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
@@ -36,8 +35,7 @@ func newMCSRig(t *testing.T) *mcsRig {
 	r := &mcsRig{t: t, api: kubetest.New(t), exports: apiserver.NewExports("a", 1, nil)}
 	r.api.Serve(
 		kubetest.Kind{GroupVersionResource: v1beta1.SchemeGroupVersion.WithResource("serviceexports"), Name: "ServiceExport", Namespace: true},
-		kubetest.Kind{GroupVersionResource: v1beta1.SchemeGroupVersion.WithResource("serviceimports"), Name: "ServiceImport", Namespace: true},
-		kubetest.Kind{GroupVersionResource: schema.GroupVersionResource{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"}, Name: "ClusterProperty"})
+		kubetest.Kind{GroupVersionResource: v1beta1.SchemeGroupVersion.WithResource("serviceimports"), Name: "ServiceImport", Namespace: true})
 	client, err := kube.New(r.api.Config(), kube.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +52,7 @@ func newMCSRig(t *testing.T) *mcsRig {
 func (r *mcsRig) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)
-	part := kube.MCS(kube.MCSConfig{Client: r.client, ClusterSet: "mesh"})
+	part := kube.MCS(kube.MCSConfig{Client: r.client, ClusterSet: "mesh", PropertiesAgain: 20 * time.Millisecond})
 	go func() {
 		done <- part.Run(ctx, &apiserver.Running{Cluster: "a", ID: 1, Exports: r.exports, Problems: apiserver.NewProblems(nil)})
 	}()
@@ -176,6 +174,22 @@ func TestMCSImportsComeAndGo(t *testing.T) {
 	r.want("none", "")
 }
 
+// TestMCSDerivedAnew: an import that turns from one family to the other is given a
+// Service with an address of that one.
+func TestMCSDerivedAnew(t *testing.T) {
+	r := newMCSRig(t)
+	r.api.Put(namespaceObject())
+	r.start()
+	r.says("b", clustermesh.ScopeExport, helloExport(1000, nil))
+	r.allocate()
+	r.want("IPv4", "ClusterSetIP[10.129.0.9] of b Ready=True derived")
+	r.says("b", clustermesh.ScopeExport, helloExport(1000, func(s *clustermesh.Service) { s.Export.IPv4, s.Export.IPv6 = false, true }))
+	eventually(t, "a derived Service of IPv6, without an address yet", func() bool {
+		s, err := r.client.Services("ns").Get(context.Background(), mcs.DerivedName(helloName), metav1.GetOptions{})
+		return err == nil && s.Spec.ClusterIP == "" && len(s.Spec.IPFamilies) == 1 && s.Spec.IPFamilies[0] == corev1.IPv6Protocol
+	})
+}
+
 // TestMCSKeepsWhatIsNotHeardOf: a server that has just started knows nothing of
 // its peers, and takes nothing away.
 func TestMCSKeepsWhatIsNotHeardOf(t *testing.T) {
@@ -215,9 +229,8 @@ func (r *mcsRig) startStoppable() func() {
 	}
 }
 
-// TestMCSConditionsAndProperties: the status of the own ServiceExport, and who the
-// cluster says it is.
-func TestMCSConditionsAndProperties(t *testing.T) {
+// TestMCSConditions: the status of the own ServiceExport.
+func TestMCSConditions(t *testing.T) {
 	r := newMCSRig(t)
 	r.api.Put(namespaceObject(), &v1beta1.ServiceExport{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1beta1.GroupVersion.String(), Kind: "ServiceExport"}, ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "hello"},
@@ -250,19 +263,4 @@ func TestMCSConditionsAndProperties(t *testing.T) {
 	says("Valid=True/Valid Ready=True/Exported Conflict=False/NoConflicts")
 	r.says("b", clustermesh.ScopeExport, helloExport(2000, func(s *clustermesh.Service) { s.Ports[0].Port = 81 }))
 	says("Valid=True/Valid Ready=True/Exported Conflict=True/PortConflict")
-	dyn, err := r.client.Dynamic()
-	if err != nil {
-		t.Fatal(err)
-	}
-	properties := dyn.Resource(schema.GroupVersionResource{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"})
-	for name, want := range map[string]string{"cluster.clusterset.k8s.io": "a", "clusterset.k8s.io": "mesh"} {
-		eventually(t, name, func() bool {
-			o, err := properties.Get(context.Background(), name, metav1.GetOptions{})
-			if err != nil {
-				return false
-			}
-			spec, _ := o.Object["spec"].(map[string]any)
-			return spec["value"] == want
-		})
-	}
 }

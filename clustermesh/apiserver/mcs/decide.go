@@ -36,6 +36,9 @@ type Wanted struct {
 	Status  *v1beta1.ServiceImportStatus // of Import, without the times
 	Derived *corev1.Service              // needs the Import to be there: it names its UID
 	Slices  []*discoveryv1.EndpointSlice // the same
+	// Anew: the present derived Service has to go before Derived can be: the first of
+	// a Service's families never changes.
+	Anew bool
 	// Keep: Import, Status and Derived are not to be touched.
 	Keep bool
 	// KeepSlices are clusters whose slices are not to be touched.
@@ -65,6 +68,7 @@ func Decide(s State) Wanted {
 	}
 	if !im.Headless {
 		w.Derived = im.derivedService(s.Import)
+		w.Anew = firstFamilyDiffers(s.Derived, w.Derived)
 	}
 	for _, e := range s.Exports {
 		if slices.Contains(im.Clusters, e.Cluster) {
@@ -72,6 +76,15 @@ func Decide(s State) Wanted {
 		}
 	}
 	return w
+}
+
+// firstFamilyDiffers: wanted wants another than present has; where it leaves the
+// choice to the API server any will do.
+func firstFamilyDiffers(present, wanted *corev1.Service) bool {
+	if present == nil || len(present.Spec.IPFamilies) == 0 || len(wanted.Spec.IPFamilies) == 0 {
+		return false
+	}
+	return present.Spec.IPFamilies[0] != wanted.Spec.IPFamilies[0]
 }
 
 // status is that of the ServiceImport.

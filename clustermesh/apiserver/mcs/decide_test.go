@@ -312,3 +312,31 @@ func TestDerivedFamilies(t *testing.T) {
 		}
 	}
 }
+
+// A Service's first family never changes: where the import's does its derived
+// Service is made anew, and nowhere else.
+func TestDerivedAnew(t *testing.T) {
+	four, six := []corev1.IPFamily{corev1.IPv4Protocol}, []corev1.IPFamily{corev1.IPv6Protocol}
+	both := exported(func(e *clustermesh.Export) { e.IPv6 = true })
+	only6 := exported(func(e *clustermesh.Export) { e.IPv4, e.IPv6 = false, true })
+	for _, test := range []struct {
+		present []corev1.IPFamily
+		export  Export
+		want    bool
+	}{
+		{nil, export("a", 0, only6), false}, // not given yet
+		{four, export("a", 0, nil), false},
+		{four, export("a", 0, both), false},
+		{append(four, six...), export("a", 0, nil), false}, // the second one goes
+		{four, export("a", 0, only6), true},
+		{append(four, six...), export("a", 0, only6), true},
+		{six, export("a", 0, both), false},
+		{append(six, four...), export("a", 0, nil), true},
+	} {
+		s := state(test.export)
+		s.Import, s.Derived = &v1beta1.ServiceImport{}, &corev1.Service{Spec: corev1.ServiceSpec{IPFamilies: test.present}}
+		if w := Decide(s); w.Anew != test.want {
+			t.Errorf("%v, export %+v: %v", test.present, test.export.Service.Export, w.Anew)
+		}
+	}
+}

@@ -63,7 +63,9 @@ cg_dir() { # cg_dir CONTROLLER PATH -> the directory, if it is mounted
   [[ -n $m ]] && echo "$m${2%/}"
 }
 
-# wire NAME CLUSTER# HOST#: a machine's network namespace and its link to its cluster's bridge
+# wire NAME CLUSTER# HOST#: a machine's network namespace and its link to its cluster's bridge.
+# The link's address is the machine's own, as a card's is: neighbours who knew the machine before a
+# power cut know it afterwards.
 wire() {
   local name=$1 i=$2 h=$3 ns u
   ns=$(netns "$name") u=$(netns u)
@@ -71,7 +73,7 @@ wire() {
   ip -n "$u" link add "v-$name" type veth peer name eth0 netns "$ns"
   ip -n "$u" link set "v-$name" master "br$i" up
   ip -n "$ns" link set lo up
-  ip -n "$ns" link set eth0 up
+  ip -n "$ns" link set eth0 address "$(printf '02:74:%02x:%02x:%02x:%02x' $((0x${LAB_ID:0:2})) $((0x${LAB_ID:2:2})) "$i" "$h")" up
   ip -n "$ns" addr add "$(under4 "$i" "$h")/24" dev eth0
   ip -n "$ns" addr add "$(under6 "$i" "$h")/64" dev eth0 nodad
   ip -n "$ns" route add default via "$(under4 "$i" 1)"
