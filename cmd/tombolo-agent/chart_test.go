@@ -9,7 +9,7 @@ import (
 // Whatever the chart starts this program with is what it takes.
 func TestChartStarts(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, s := range charttest.Starts(t, "../../deploy/install/testdata", "/usr/bin/tombolo-agent") {
+	for _, s := range charttest.Starts(t, "../../deploy/install/testdata", "/usr/bin/tombolo-agent", nil) {
 		cmd, rest, err := newCommand().Find(s.Args)
 		if err == nil {
 			err = cmd.ParseFlags(rest)

@@ -8,7 +8,7 @@ import (
 
 // Whatever the chart starts this program with is what it takes.
 func TestChartStarts(t *testing.T) {
-	starts := charttest.Starts(t, "../../deploy/install/testdata", "/usr/bin/tombolo-apiserver")
+	starts := charttest.Starts(t, "../../deploy/install/testdata", "/usr/bin/tombolo-apiserver", nil)
 	if len(starts) == 0 {
 		t.Fatal("no golden file starts tombolo-apiserver")
 	}

@@ -3,6 +3,7 @@
 package charttest
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,17 +19,21 @@ type Start struct {
 	Args  []string
 }
 
-// fields are what Kubernetes puts into variables, by the field that is asked for.
-var fields = map[string]string{
+// Fields are what Kubernetes puts into variables, by the field that is asked for.
+type Fields map[string]string
+
+var usual = Fields{
 	"metadata.name": "tombolo-apiserver-0", "metadata.namespace": "tombolo-system", "spec.nodeName": "n1",
 	"status.hostIP": "10.0.0.1", "status.hostIPs": "10.0.0.1,fd00::1",
 }
 
 // Starts are all command lines of a program in the golden files of a folder:
-// containers, init containers and probes. Variables in them are filled in; one
-// that is nowhere said fails the test.
-func Starts(t testing.TB, dir, program string) []Start {
+// containers, init containers and probes. Variables in them are filled in, by
+// fields where they say it; one that is nowhere said fails the test.
+func Starts(t testing.TB, dir, program string, fields Fields) []Start {
 	t.Helper()
+	values := maps.Clone(usual)
+	maps.Copy(values, fields)
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no golden files in %s: %v", dir, err)
@@ -45,7 +50,7 @@ func Starts(t testing.TB, dir, program string) []Start {
 				continue // the notes, which are no YAML
 			}
 			kind, _ := object["kind"].(string)
-			w := walk{t: t, program: program, where: filepath.Base(path) + " " + kind}
+			w := walk{t: t, program: program, fields: values, where: filepath.Base(path) + " " + kind}
 			w.value(object, nil)
 			all = append(all, w.found...)
 		}
@@ -56,6 +61,7 @@ func Starts(t testing.TB, dir, program string) []Start {
 type walk struct {
 	t              testing.TB
 	program, where string
+	fields         Fields
 	found          []Start
 }
 
@@ -69,7 +75,7 @@ func (w *walk) value(v any, env map[string]string) {
 		}
 	case map[string]any:
 		if list, ok := v["env"].([]any); ok {
-			env = variables(list)
+			env = variables(list, w.fields)
 		}
 		if command := texts(v["command"]); len(command) > 0 && command[0] == w.program {
 			args := append(command[1:], texts(v["args"])...)
@@ -98,7 +104,7 @@ func (w *walk) filled(where, arg string, env map[string]string) string {
 	})
 }
 
-func variables(list []any) map[string]string {
+func variables(list []any, fields Fields) map[string]string {
 	env := make(map[string]string)
 	for _, one := range list {
 		one, _ := one.(map[string]any)

@@ -54,7 +54,7 @@ func preflight(f facts) []Finding {
 	out = append(out, serverFinding(f))
 	out = append(out, otherFindings(f)...)
 	if len(f.Nodes) == 0 {
-		return append(out, Finding{What: "nodes", Level: levelError, Why: "the cluster has none", Fix: "let its nodes register first"})
+		out = append(out, Finding{What: "nodes", Level: levelError, Why: "the cluster has none", Fix: "let its nodes register first"})
 	}
 	for _, n := range f.Nodes {
 		out = append(out, nodeFindings(n, f.Set)...)
