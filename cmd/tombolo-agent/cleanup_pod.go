@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // podCleanup is what cleaning takes in a pod that has come in the agent's place:
@@ -26,7 +27,7 @@ func inPod(cmd *cobra.Command, o *options) {
 	var p podCleanup
 	f := cmd.Flags()
 	f.DurationVar(&p.wait, "wait", 0, "wait so `LONG` for an agent and a mesh API server of this node to end")
-	f.StringArrayVar(&p.remove, "remove", nil, "`DIR` of Tombolo's, called tombolo or wireguard, to remove with all that is in it, repeatable")
+	f.StringArrayVar(&p.remove, "remove", nil, "`DIR` called tombolo, to remove with all that is in it, or wireguard, of which only our device's socket goes; repeatable")
 	f.StringVar(&p.stay, "stay", "", "make `FILE` when all is done, and wait to be stopped: for pods")
 	f.StringVar(&p.cleaned, "cleaned", "", "do nothing but say whether `FILE` of --stay is there: for probes")
 	run := cmd.RunE
@@ -46,7 +47,7 @@ func inPod(cmd *cobra.Command, o *options) {
 		}
 		var errs []error
 		for _, dir := range p.remove {
-			errs = append(errs, os.RemoveAll(dir))
+			errs = append(errs, take(dir, o.device))
 		}
 		if err := errors.Join(errs...); err != nil || p.stay == "" {
 			return err
@@ -57,6 +58,21 @@ func inPod(cmd *cobra.Command, o *options) {
 		<-cmd.Context().Done()
 		return nil
 	}
+}
+
+// take removes a folder of Tombolo's. The one with WireGuard's sockets is shared with
+// whoever else runs WireGuard in user space: it goes when nobody's is left in it.
+func take(dir, device string) error {
+	if filepath.Base(filepath.Clean(dir)) != "wireguard" {
+		return os.RemoveAll(dir)
+	}
+	if err := os.Remove(filepath.Join(dir, device+".sock")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
 }
 
 // check refuses folders that are not by their name Tombolo's: a slip of the pen

@@ -62,6 +62,43 @@ func TestCleanupInPod(t *testing.T) {
 	}
 }
 
+// Another's user-space WireGuard on the node keeps its socket.
+func TestCleanupSharedFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "wireguard")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"tombolo0.sock", "wg0.sock"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := func() string {
+		var names []string
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return strings.Join(names, " ")
+	}
+	for range 2 { // done again, it does no harm
+		if err := take(dir, "tombolo0"); err != nil || left() != "wg0.sock" {
+			t.Errorf("%v; %q is left", err, left())
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "wg0.sock")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := take(dir, "tombolo0"); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("the empty folder stays: %v", err)
+		}
+	}
+}
+
 func TestCleanupRefuses(t *testing.T) {
 	o := &options{stateDir: t.TempDir(), socket: filepath.Join(t.TempDir(), "agent.sock")}
 	lock, err := lockState(o.stateDir)
