@@ -116,7 +116,7 @@ func (c *checker) seconds(what string, s uint32) time.Duration {
 }
 
 func (c *checker) prefixes(what string, list []*pb.Prefix) []netip.Prefix {
-	if c.count(what, len(list), maxPrefixes); len(list) == 0 || c.err != nil {
+	if c.count(what, len(list), MaxPrefixes); len(list) == 0 || c.err != nil {
 		return nil
 	}
 	out := make([]netip.Prefix, len(list))
@@ -188,7 +188,7 @@ func (c *checker) distribution(d pb.Distribution) Distribution {
 }
 
 func (c *checker) external(list []*pb.External) []External {
-	if c.count("external addresses", len(list), maxPrefixes); len(list) == 0 || c.err != nil {
+	if c.count("external addresses", len(list), MaxPrefixes); len(list) == 0 || c.err != nil {
 		return nil
 	}
 	out := make([]External, len(list))

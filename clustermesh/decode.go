@@ -11,11 +11,11 @@ import (
 // Limits of a record. They bound what one record can make a reader hold and
 // keep every list within what its consumers have room for.
 const (
-	MaxEndpoints = 100 // of a slice
+	MaxEndpoints = 100  // of a slice
+	MaxPrefixes  = 1024 // of one list of a record: with another CNI in charge, a node's are its pods' addresses
 
 	maxPorts    = 256
 	maxAddrs    = 64 // of one list of a record
-	maxPrefixes = 256
 	maxLabels   = 512
 	maxNames    = 64  // mesh addresses, capabilities, failover
 	maxText     = 512 // bytes of a short text: names, hosts, versions

@@ -36,6 +36,10 @@ type Config struct {
 	// PodPrefixes bound all pod addresses of the cluster; empty = the union of
 	// the nodes' prefixes.
 	PodPrefixes []netip.Prefix
+	// TunnelPrefixes make the cluster a chained one: another CNI plugin gives pods
+	// their addresses, anywhere in PodPrefixes; nodes have tunnel addresses of these,
+	// by their numbers. Empty = nodes have pod prefixes of their own.
+	TunnelPrefixes []netip.Prefix
 
 	// ReviewNode says which node a Kubernetes service-account token was issued to a
 	// pod of; a *Refusal if it is not one that may register nodes. nil = such
@@ -98,15 +102,8 @@ func (c *Config) Validate() error {
 	if c.Open == nil {
 		return errors.New("no store")
 	}
-	for i, p := range c.PodPrefixes {
-		if p != p.Masked() {
-			return fmt.Errorf("--pod-prefix %s has bits set beyond its length; write %s", p, p.Masked())
-		}
-		for _, q := range c.PodPrefixes[:i] {
-			if p.Overlaps(q) {
-				return fmt.Errorf("--pod-prefix %s and %s overlap; give each prefix once", q, p)
-			}
-		}
+	if err := c.validatePrefixes(); err != nil {
+		return err
 	}
 	if len(c.Advertise) == 0 {
 		c.Advertise = []string{c.Listen}
@@ -122,6 +119,43 @@ func (c *Config) Validate() error {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func (c *Config) validatePrefixes() error {
+	for i, p := range c.PodPrefixes {
+		if p != p.Masked() {
+			return fmt.Errorf("--pod-prefix %s has bits set beyond its length; write %s", p, p.Masked())
+		}
+		for _, q := range c.PodPrefixes[:i] {
+			if p.Overlaps(q) {
+				return fmt.Errorf("--pod-prefix %s and %s overlap; give each prefix once", q, p)
+			}
+		}
+	}
+	if len(c.TunnelPrefixes) > 0 && len(c.PodPrefixes) == 0 {
+		return errors.New("--tunnel-prefix needs --pod-prefix: nothing else says which addresses the other CNI may give to pods")
+	}
+	families := map[bool]netip.Prefix{}
+	for _, p := range c.TunnelPrefixes {
+		if p != p.Masked() {
+			return fmt.Errorf("--tunnel-prefix %s has bits set beyond its length; write %s", p, p.Masked())
+		}
+		if other, twice := families[p.Addr().Is4()]; twice {
+			return fmt.Errorf("--tunnel-prefix %s and %s are of one family; give one of each", other, p)
+		}
+		families[p.Addr().Is4()] = p
+		for _, q := range c.PodPrefixes {
+			if p.Overlaps(q) {
+				return fmt.Errorf("--tunnel-prefix %s overlaps --pod-prefix %s; give one that nobody else has addresses of", p, q)
+			}
+		}
+	}
+	for _, q := range c.PodPrefixes {
+		if _, has := families[q.Addr().Is4()]; len(c.TunnelPrefixes) > 0 && !has {
+			return fmt.Errorf("--tunnel-prefix has none of the family of --pod-prefix %s; give one of each family", q)
+		}
 	}
 	return nil
 }

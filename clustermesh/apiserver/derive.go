@@ -32,6 +32,9 @@ type deriveConfig struct {
 	Cluster string
 	ID      clustermesh.ID
 	Bound   []netip.Prefix // all pod addresses lie in it; empty = anywhere
+	// Tunnels are where nodes have their tunnel addresses in a chained cluster;
+	// empty = nodes have pod prefixes of their own.
+	Tunnels []netip.Prefix
 	// SlicesGiven: EndpointSlices and readiness are somebody else's work.
 	SlicesGiven bool
 	// Identity and NodeNumber look numbers up; 0 = none yet.
@@ -74,8 +77,9 @@ type deriver struct {
 	claimsByAddress map[netip.Addr]map[objectName]*endpointClaim
 	unnumbered      map[string]bool // label texts that may have no number yet
 	unnumberedNodes map[string]bool
-	nodesMoved      bool           // prefixes must be shared out anew
-	union           []netip.Prefix // of the nodes' prefixes; nil = not computed
+	nodesMoved      bool                          // prefixes must be shared out anew
+	placed          map[string]clustermesh.Origin // chained: nodes whose pods have other addresses
+	union           []netip.Prefix                // of the nodes' prefixes; nil = not computed
 
 	units    map[unit]*unitOut
 	troubled map[unit]bool   // units with problems
@@ -135,6 +139,7 @@ func newDeriver(cfg deriveConfig) *deriver {
 		claimsByAddress: make(map[netip.Addr]map[objectName]*endpointClaim),
 		unnumbered:      make(map[string]bool),
 		unnumberedNodes: make(map[string]bool),
+		placed:          make(map[string]clustermesh.Origin),
 		units:           make(map[unit]*unitOut),
 		troubled:        make(map[unit]bool),
 		owner:           make(map[string]unit),

@@ -39,6 +39,7 @@ func (d *deriver) setNode(name string, node *corev1.Node, at clustermesh.Origin)
 // touchNode: a node's number, zone and tunnel addresses are in what its pods yield.
 func (d *deriver) touchNode(name string, at clustermesh.Origin) {
 	d.touch(nodeUnit(name), at)
+	d.nodesMoved = d.nodesMoved || d.chained() // its number may be another
 	for pod, st := range d.podsByNode[name] {
 		d.touch(podUnit(pod), at)
 		d.touchServicesOf(st, at)
@@ -65,6 +66,10 @@ func (d *deriver) shareOut() {
 		if u.kind == clustermesh.KindNode && (at == 0 || o < at) {
 			at = o
 		}
+	}
+	if d.chained() {
+		d.shareTunnels(at)
+		return
 	}
 	taken := newPrefixOwners()
 	names := slices.Sorted(maps.Keys(d.nodes))
@@ -217,6 +222,11 @@ func (o *prefixOwners) overlap(p netip.Prefix) string {
 
 // nodeOf is the node whose prefix holds an address; nil = none.
 func (d *deriver) nodeOf(a netip.Addr) *nodeState {
+	if d.chained() {
+		if n := d.nodeOfPod(a); n != nil {
+			return n
+		}
+	}
 	for _, n := range d.nodes {
 		for _, p := range n.prefixes {
 			if p.Contains(a) {
@@ -273,6 +283,14 @@ func (d *deriver) deriveNode(name string, y *yield) {
 	r := d.nodeRecord(name, y.at)
 	if r.Number == 0 || len(r.PodPrefixes) == 0 {
 		return
+	}
+	if d.chained() {
+		delete(d.placed, name)
+		pods, problem := d.placedOn(name, mostNodePrefixes-len(r.PodPrefixes))
+		if problem != nil {
+			y.problem(*problem)
+		}
+		r.PodPrefixes = slices.Concat(r.PodPrefixes, pods)
 	}
 	y.put(clustermesh.ScopeExport, r, "Node "+name)
 }

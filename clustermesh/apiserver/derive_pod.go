@@ -3,6 +3,7 @@ package apiserver
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -15,12 +16,14 @@ func (d *deriver) setPod(name objectName, pod *corev1.Pod, at clustermesh.Origin
 		d.touchServicesOf(old, at)
 		d.unindexPod(name, old)
 		delete(d.pods, name)
+		d.touchPlaced(name, old.pod.Spec.NodeName, nil, at)
 	}
 	if pod != nil {
 		st := &podState{pod: pod}
 		d.pods[name] = st
 		d.indexPod(name, st)
 		d.touchServicesOf(st, at)
+		d.touchPlaced(name, pod.Spec.NodeName, claimAddresses(d.claims[name]), at)
 	}
 	d.touch(podUnit(name), at)
 }
@@ -122,6 +125,7 @@ func (d *deriver) setEndpointClaim(pod objectName, c *endpointClaim, at clusterm
 		if st := d.pods[name]; st != nil {
 			d.touch(podUnit(name), at)
 			d.touchServicesOf(st, at)
+			d.touchPlaced(name, st.pod.Spec.NodeName, slices.Concat(claimAddresses(d.claims[name]), claimAddresses(c)), at)
 		}
 	}
 	if old := d.claims[pod]; old != nil {
@@ -213,7 +217,7 @@ func (d *deriver) podAddresses(name objectName, pod *corev1.Pod) (addrs []netip.
 	}
 	for _, a := range claim.addresses {
 		// The node's prefixes may have changed since it registered.
-		if ownAddress(n, a) == nil && d.holder(a) == name {
+		if d.ownAddress(n, a) == nil && d.holder(a) == name {
 			addrs = append(addrs, a)
 		}
 	}
@@ -221,7 +225,10 @@ func (d *deriver) podAddresses(name objectName, pod *corev1.Pod) (addrs []netip.
 }
 
 // ownAddress says why a pod of n cannot have address a; nil = it can.
-func ownAddress(n *nodeState, a netip.Addr) error {
+func (d *deriver) ownAddress(n *nodeState, a netip.Addr) error {
+	if d.chained() {
+		return d.podAddress(a)
+	}
 	for i, p := range n.prefixes {
 		if !p.Contains(a) {
 			continue

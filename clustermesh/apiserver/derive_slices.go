@@ -230,7 +230,7 @@ func addressHash(a netip.Addr) uint64 {
 // neighbours put together.
 func (d *deriver) podPrefixes() []netip.Prefix {
 	if len(d.cfg.Bound) > 0 {
-		return d.cfg.Bound
+		return slices.Concat(d.cfg.Bound, d.cfg.Tunnels)
 	}
 	if d.union == nil {
 		for _, n := range d.nodes {

@@ -37,6 +37,7 @@ type core struct {
 	unused       map[string]time.Time // label texts and nodes → since when nobody uses their number
 	guardAt      time.Time            // last complete list handed to the publisher
 	moves        *moves
+	placed       *placed
 	guard        *sourceGuard
 	start        startGuard
 
@@ -64,10 +65,11 @@ func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *P
 		stopped:     make(chan struct{}),
 		unused:      make(map[string]time.Time),
 		moves:       newMoves(),
+		placed:      newPlaced(),
 		guard:       newSourceGuard(cfg.Guard),
 	}
 	c.d = newDeriver(deriveConfig{
-		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes, SlicesGiven: cfg.SlicesGiven,
+		Cluster: cfg.Cluster, ID: cfg.ID, Bound: cfg.PodPrefixes, Tunnels: cfg.TunnelPrefixes, SlicesGiven: cfg.SlicesGiven,
 		Identity: func(text string) uint32 { n, _ := c.identities.lookup(text); return n },
 		NodeNumber: func(node string) uint16 {
 			n, _ := c.nodeNumbers.lookup(node)
@@ -152,6 +154,7 @@ func (c *core) run(ctx context.Context) {
 	c.retry = time.NewTimer(time.Hour)
 	defer c.retry.Stop()
 	defer c.moves.timer.Stop()
+	defer c.placed.timer.Stop()
 	collect := time.NewTicker(min(collectEvery, max(c.cfg.Guard/2, 10*time.Millisecond)))
 	defer collect.Stop()
 	for {
@@ -164,6 +167,7 @@ func (c *core) run(ctx context.Context) {
 		case <-c.retry.C:
 		case <-c.moves.timer.C:
 			c.finishMoves()
+		case <-c.placed.timer.C:
 		case <-collect.C:
 			c.collect(ctx)
 			c.reconfirm()
@@ -222,6 +226,7 @@ func (c *core) settle(ctx context.Context) {
 		c.retry.Reset(time.Second)
 		return
 	}
+	c.placed.flush(c.d)
 	if c.relist {
 		c.publishAll()
 	} else if len(c.d.dirty) > 0 {

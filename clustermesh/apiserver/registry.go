@@ -56,10 +56,17 @@ func (g *registry) RegisterNode(ctx context.Context, r NodeRegistration) (*clust
 		return nil, err
 	}
 	var node *clustermesh.Node
+	var refusal *Refusal
 	err := g.core.ask(ctx, func() {
 		// The claim comes back through the watch; the answer must not wait for it.
-		old := g.core.d.nodeClaims[r.Node]
-		g.core.d.nodeClaims[r.Node] = claim
+		d := g.core.d
+		d.nodesMoved = d.nodesMoved || d.chained() // it may have a number only now
+		d.shareOut()
+		if n := d.nodes[r.Node]; n != nil && n.problem != nil && len(n.prefixes) == 0 {
+			refusal = Refuse(codes.FailedPrecondition, "node "+r.Node+" not registered", n.problem.Fix, "%s: %s", n.problem.What, n.problem.Why)
+		}
+		old := d.nodeClaims[r.Node]
+		d.nodeClaims[r.Node] = claim
 		node = g.core.d.nodeRecord(r.Node, claim.origin)
 		if g.core.d.nodeClaims[r.Node] = old; old == nil {
 			delete(g.core.d.nodeClaims, r.Node)
@@ -68,7 +75,10 @@ func (g *registry) RegisterNode(ctx context.Context, r NodeRegistration) (*clust
 	if err == nil && node == nil {
 		return nil, unknownNode(r.Node)
 	}
-	return node, err
+	if err := errors.Join(err, asError(refusal)); err != nil {
+		return nil, err
+	}
+	return node, nil
 }
 
 func unknownNode(name string) *Refusal {
@@ -220,8 +230,16 @@ func (g *registry) checkEndpoint(ctx context.Context, what string, pod objectNam
 			return
 		}
 		for _, a := range r.Addresses {
-			if bad := ownAddress(n, a); bad != nil {
-				refusal = Refuse(codes.InvalidArgument, what, "give the pod a free address of its node's prefixes", "%v", bad)
+			if bad := d.ownAddress(n, a); bad != nil {
+				fix := "give the pod a free address of its node's prefixes"
+				if d.chained() {
+					fix = "give the mesh API server the prefixes that the other CNI takes pods' addresses from (--pod-prefix)"
+				}
+				refusal = Refuse(codes.InvalidArgument, what, fix, "%v", bad)
+				return
+			}
+			if other, taken := d.takenBy(a, r.Node); d.chained() && taken {
+				refusal = Refuse(codes.AlreadyExists, what, "wait until the other pod is gone, or see why the other CNI gave the address twice", "%s is the address of pod %s on node %s", a, other, d.pods[other].pod.Spec.NodeName)
 				return
 			}
 			// The node gives out its addresses: an earlier pod that has one of them is gone.

@@ -24,22 +24,22 @@ import (
 
 // options are the flags.
 type options struct {
-	cluster     string
-	id          uint16
-	stateDir    string
-	manifests   string
-	kube        kubeOptions
-	listen      string
-	advertise   []string
-	socket      string
-	etcd        apiserver.EtcdConfig
-	caCert      string
-	caKey       string
-	caRoots     string
-	podPrefixes []string
-	metrics     string
-	dns         string
-	logLevel    string
+	cluster                     string
+	id                          uint16
+	stateDir                    string
+	manifests                   string
+	kube                        kubeOptions
+	listen                      string
+	advertise                   []string
+	socket                      string
+	etcd                        apiserver.EtcdConfig
+	caCert                      string
+	caKey                       string
+	caRoots                     string
+	podPrefixes, tunnelPrefixes []string
+	metrics                     string
+	dns                         string
+	logLevel                    string
 }
 
 const example = `  # A cluster with an etcd of its own in the process:
@@ -98,6 +98,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringSliceVar(&o.advertise, "advertise", nil, "host:port at which other clusters and agents reach the mesh port, in order of preference; an IP address alone takes the port of --listen (default: --listen)")
 	f.StringVar(&o.socket, "socket", "/run/tombolo/apiserver.sock", "Unix socket of the admin calls")
 	f.StringSliceVar(&o.podPrefixes, "pod-prefix", nil, "prefix that all pod addresses of the cluster lie in; give it for each family (default: the union of the nodes')")
+	f.StringSliceVar(&o.tunnelPrefixes, "tunnel-prefix", nil, "prefix that nodes have their tunnel addresses of, by their numbers, where another CNI plugin gives pods addresses (agents with --cni-mode=chained): one of each family, used by nobody else; needs --pod-prefix (default: nodes have pod prefixes of their own)")
 	f.StringSliceVar(&o.etcd.Endpoints, "etcd-endpoints", nil, "URLs of an external etcd (default: one embedded in this process)")
 	f.StringVar(&o.etcd.CA, "etcd-ca", "", "file with the CA of the external etcd, PEM")
 	f.StringVar(&o.etcd.Cert, "etcd-cert", "", "file with the client certificate for it, PEM")
@@ -160,6 +161,13 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 			return cfg, fmt.Errorf("--pod-prefix: %q is no prefix; write it as 10.1.0.0/16", text)
 		}
 		cfg.PodPrefixes = append(cfg.PodPrefixes, p)
+	}
+	for _, text := range o.tunnelPrefixes {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return cfg, fmt.Errorf("--tunnel-prefix: %q is no prefix; write it as 10.255.0.0/16", text)
+		}
+		cfg.TunnelPrefixes = append(cfg.TunnelPrefixes, p)
 	}
 	if len(o.etcd.Endpoints) == 0 {
 		cfg.Open = func(ctx context.Context) (apiserver.StoreHandle, error) { return openEmbedded(ctx, o.stateDir, log) }
