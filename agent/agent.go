@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
@@ -41,18 +42,19 @@ const (
 //	API, pods ──calls────►│ owner: State → Deltas → Tables
 //	snapshots, timers ───►┘          └─targets─► health loop → its two tables
 type Agent struct {
-	cfg    Config
-	log    *slog.Logger
-	quiet  *quietLog // of what fails again and again
-	events chan func()
-	wake   chan struct{} // something is to be done that is no event
-	ready  atomic.Bool
-	pods   atomic.Pointer[[]LocalPod] // newer than the state's; nil = none
-	health *healthLoop
-	flows  flowHub
-	resets *resetLoop
-	gate   podGate
-	judged atomic.Pointer[map[NodeKey]HealthRow] // down, newer than downs; nil = none
+	cfg       Config
+	log       *slog.Logger
+	quiet     *quietLog // of what fails again and again
+	events    chan func()
+	wake      chan struct{} // something is to be done that is no event
+	ready     atomic.Bool
+	pods      atomic.Pointer[[]LocalPod]   // newer than the state's; nil = none
+	hostAddrs atomic.Pointer[[]netip.Addr] // the same
+	health    *healthLoop
+	flows     flowHub
+	resets    *resetLoop
+	gate      podGate
+	judged    atomic.Pointer[map[NodeKey]HealthRow] // down, newer than downs; nil = none
 
 	// Everything below belongs to the owner goroutine.
 	state     *State
@@ -197,6 +199,15 @@ func (a *Agent) wakeUp() {
 
 // callTimeout bounds calls that have no context of their own.
 const callTimeout = 5 * time.Second
+
+// SetHostAddresses says which addresses the host has that its record does not name, all
+// of them; the latest word counts. Before SetPods, so that a pod's probes are the host's
+// from the first on.
+func (a *Agent) SetHostAddresses(addrs []netip.Addr) {
+	addrs = slices.Clone(addrs)
+	a.hostAddrs.Store(&addrs)
+	a.wakeUp()
+}
 
 // SetPods says which pods are on this node, all of them; the latest word
 // counts. Before the first call no pod's row is removed. It does not wait.

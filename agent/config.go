@@ -34,6 +34,10 @@ type Config struct {
 	// EncryptAll sends what goes to other nodes of the own cluster through
 	// WireGuard, too, neighbours or not.
 	EncryptAll bool
+	// Chained: another CNI plugin connects the pods and carries what goes between
+	// nodes of the own cluster; its routes and translations are its own business,
+	// and node ports are kube-proxy's.
+	Chained bool
 	// Masquerade has pods reach the world by the node's address.
 	Masquerade bool
 	// NATPorts are the first and the last source port of connections that are
@@ -136,6 +140,12 @@ type PodRequest struct {
 	Namespace   string `json:"namespace"`
 	Name        string `json:"name"`
 	UID         string `json:"uid"`
+
+	// Chained: another plugin has connected the pod, with these addresses, by a veth
+	// whose end on the host is among HostIfs; none of them named = not known.
+	Chained   bool         `json:"chained,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	HostIfs   []string     `json:"hostIfs,omitempty"`
 }
 
 // CollectRequest is CNI's GC: JSON of POST /v1/pods/gc. Whatever this node has of

@@ -183,6 +183,9 @@ func (s *State) nodeFacts(c *clusterState, p netip.Prefix, f *ipFacts) {
 	f.node = named(c.prefixes[p])
 	if p.IsSingleIP() {
 		f.tunnel, f.under = named(c.tunnels[p.Addr()]), named(c.underlay[p.Addr()])
+		if f.own && f.under == nil && s.hostAddrs[p.Addr()] {
+			f.under = c.nodes[s.node]
+		}
 		if uid, ok := s.podAddrs[p.Addr()]; ok && f.own {
 			pod := s.pods[uid]
 			f.pod = &pod
@@ -214,6 +217,9 @@ func (s *State) place(c *clusterState, f *ipFacts) (local, tunnels bool) {
 	case f.own && n.Name == s.node:
 		return true, false
 	}
+	if s.chained && f.own && f.tunnel == nil {
+		return false, false // the other CNI carries it
+	}
 	return false, s.tunnelled(c, n)
 }
 
@@ -222,7 +228,7 @@ func (s *State) tunnelled(c *clusterState, n *clustermesh.Node) bool {
 	if c.peer != nil {
 		return true
 	}
-	in := PlanInput{Own: c.nodes[s.node], OnLink: s.onLink, EncryptAll: s.encryptAll}
+	in := PlanInput{Own: c.nodes[s.node], OnLink: s.onLink, EncryptAll: s.encryptAll, Chained: s.chained}
 	_, direct := in.neighbour(n)
 	return !direct
 }
@@ -278,7 +284,7 @@ func (s *State) takeNode(c *clusterState, name string) {
 	// Until this node itself is known, all others are behind the tunnel.
 	all := c.peer == nil && name == s.node && (old == nil) != (now == nil)
 	if c.peer == nil && name == s.node {
-		maps.Copy(again, s.podPrefixes()) // their rows have its number
+		maps.Copy(again, s.herePrefixes()) // their rows have its number
 	}
 	if all {
 		for _, n := range c.nodes {
@@ -432,12 +438,38 @@ func (s *State) dropChangedIdentities(c *clusterState, old, now *clustermesh.Vie
 }
 
 // podPrefixes are the addresses of this node's pods.
-func (s *State) podPrefixes() map[netip.Prefix]bool {
+// herePrefixes are the addresses of this node's pods, and what the host has besides.
+func (s *State) herePrefixes() map[netip.Prefix]bool {
 	out := map[netip.Prefix]bool{}
+	for a := range s.hostAddrs {
+		out[netip.PrefixFrom(a, a.BitLen())] = true
+	}
 	for a := range s.podAddrs {
 		out[netip.PrefixFrom(a, a.BitLen())] = true
 	}
 	return out
+}
+
+// SetHostAddresses says which addresses this node's host has that its record does not
+// name, all of them: those of the links to pods that another CNI made. The host's own
+// packets to pods come from there.
+func (s *State) SetHostAddresses(addrs []netip.Addr) {
+	again := map[netip.Prefix]bool{}
+	before := s.hostAddrs
+	s.hostAddrs = map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if s.hostAddrs[a] = true; !before[a] {
+			again[netip.PrefixFrom(a, a.BitLen())] = true
+		}
+	}
+	for a := range before {
+		if !s.hostAddrs[a] {
+			again[netip.PrefixFrom(a, a.BitLen())] = true
+		}
+	}
+	if len(again) > 0 {
+		s.retakeIPs(s.clusters[s.own], func(clustermesh.AddressName) bool { return false }, again)
+	}
 }
 
 // SetPods says which pods this node has, all of them.
@@ -461,7 +493,7 @@ func (s *State) SetPods(pods []LocalPod) {
 		}
 	}
 	own := s.clusters[s.own]
-	again := s.podPrefixes()
+	again := s.herePrefixes()
 	for a := range before {
 		again[netip.PrefixFrom(a, a.BitLen())] = true
 		if _, still := s.podAddrs[a]; !still {

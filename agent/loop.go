@@ -57,6 +57,11 @@ func (a *Agent) drain() {
 // once, and otherwise when to come again (zero: when something happens).
 func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 	a.turns++
+	if addrs := a.hostAddrs.Swap(nil); addrs != nil {
+		a.state.setHurry(true)
+		a.state.SetHostAddresses(*addrs)
+		a.state.setHurry(false)
+	}
 	if pods := a.pods.Swap(nil); pods != nil {
 		a.state.setHurry(true)
 		a.state.SetPods(*pods)

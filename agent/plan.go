@@ -23,6 +23,9 @@ type PlanInput struct {
 	Remote      []PlanCluster
 	UnderlayMTU uint16
 	EncryptAll  bool // neighbours, too, by WireGuard
+	// Chained: another CNI carries what goes between pods of the own cluster. Of its
+	// nodes the tunnel addresses alone are routed: those are Tombolo's.
+	Chained bool
 }
 
 // PlanCluster is a remote cluster: what it was admitted for, and its nodes.
@@ -94,7 +97,9 @@ func (p *planner) ownNodes() {
 	if p.in.Own != nil {
 		for _, prefix := range p.in.Own.PodPrefixes {
 			p.claimed.add(prefix, claim{"", p.in.Own.Name})
-			p.routes[RouteKey{MakePrefix(prefix), RouteUnreachable}] = RouteRow{}
+			if !p.in.Chained { // else a pod that is gone may be on another node by now
+				p.routes[RouteKey{MakePrefix(prefix), RouteUnreachable}] = RouteRow{}
+			}
 		}
 		p.keys[PeerKey(p.in.Own.WireGuardKey)] = p.in.Own.Name
 	}
@@ -133,7 +138,7 @@ func (in *PlanInput) neighbour(n *clustermesh.Node) (map[netip.Prefix]netip.Addr
 		return nil, false
 	}
 	via := map[netip.Prefix]netip.Addr{}
-	for _, prefix := range n.PodPrefixes {
+	for _, prefix := range in.routed("", n) {
 		hop, ok := in.onLink(n, prefix.Addr().Is4())
 		if !ok {
 			return nil, false
@@ -141,6 +146,18 @@ func (in *PlanInput) neighbour(n *clustermesh.Node) (map[netip.Prefix]netip.Addr
 		via[prefix] = hop
 	}
 	return via, true
+}
+
+// routed are the prefixes of a node that this one has peers and routes for.
+func (in *PlanInput) routed(cluster string, n *clustermesh.Node) []netip.Prefix {
+	if cluster != "" || !in.Chained {
+		return n.PodPrefixes
+	}
+	var own []netip.Prefix
+	for _, a := range n.TunnelAddresses {
+		own = append(own, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return own
 }
 
 // onLink is an underlay address of n that lies on a link of this node.
@@ -162,7 +179,7 @@ func (in *PlanInput) onLink(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
 // tunnel gives a node a WireGuard peer and tunnel routes.
 func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 	var allowed []netip.Prefix
-	for _, prefix := range n.PodPrefixes {
+	for _, prefix := range p.in.routed(cluster, n) {
 		prefix = prefix.Masked()
 		if cluster != "" {
 			if refused, ours := p.overUnderlay("node "+nodeLabel(cluster, n), prefix); refused {
@@ -266,8 +283,10 @@ func tunnelAddress(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
 	return best, best.IsValid()
 }
 
-func (p *planner) mtu() uint16 {
-	mtu := cmp.Or(p.in.UnderlayMTU, 1500)
+func (p *planner) mtu() uint16 { return tunnelMTU(p.in.UnderlayMTU) }
+
+func tunnelMTU(underlay uint16) uint16 {
+	mtu := cmp.Or(underlay, 1500)
 	if mtu < 1280+tunnelOverhead {
 		return 1280
 	}

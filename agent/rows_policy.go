@@ -87,6 +87,7 @@ type ConfigFlags uint32
 const (
 	EncryptAll ConfigFlags = 1 << iota // between nodes of the own cluster, too
 	Masquerade                         // pods reach the world by the node's address
+	Chained                            // another CNI is in charge of the node's stack
 )
 
 // ConfigRow is what programs know of the node they run on. Addresses that it has
@@ -98,6 +99,7 @@ type ConfigRow struct {
 	Cluster          uint16 // ID
 	Node             uint16 // number
 	PortMin, PortMax uint16 // source ports of translated connections, host order
+	TunnelMTU        uint16 // what fits into the tunnel, where programs send into it past the stack; 0 = they do not
 }
 
 // Epoch is the kernel's number of the policy in force: flows that were judged in

@@ -20,6 +20,7 @@ type State struct {
 	onLink     []netip.Prefix
 	mtu        uint16
 	encryptAll bool
+	chained    bool
 	t          *tableSet
 	policy     policyFacts
 	config     ConfigRow // what the table has of the configuration
@@ -29,9 +30,10 @@ type State struct {
 	blank    map[clustermesh.ID]bool      // peers of which nothing is known: no view at all
 	removed  map[clustermesh.ID]bool      // were peers since the start, and are not
 
-	pods     map[string]LocalPod // by UID
-	podsSet  bool
-	podAddrs map[netip.Addr]string // UID
+	pods      map[string]LocalPod // by UID
+	podsSet   bool
+	podAddrs  map[netip.Addr]string // UID
+	hostAddrs map[netip.Addr]bool   // see SetHostAddresses
 
 	services  map[clustermesh.ServiceName]appliedService
 	imports   imports
@@ -78,7 +80,7 @@ type clusterState struct {
 // NewState makes an empty state that writes its wishes into the deltas.
 func newState(cfg Config, tables Tables) *State {
 	s := &State{
-		policy: newPolicyFacts(policyOptions(cfg)), config: configRow(cfg), encryptAll: cfg.EncryptAll,
+		policy: newPolicyFacts(policyOptions(cfg)), config: configRow(cfg), encryptAll: cfg.EncryptAll, chained: cfg.Chained,
 		own: cfg.Cluster, ownID: cfg.ClusterID, node: cfg.Node, onLink: cfg.OnLink, mtu: cfg.UnderlayMTU,
 		clusters: map[string]*clusterState{}, exports: map[string]*clustermesh.View{}, blank: map[clustermesh.ID]bool{}, removed: map[clustermesh.ID]bool{},
 		pods: map[string]LocalPod{}, podAddrs: map[netip.Addr]string{},
@@ -258,7 +260,7 @@ func (s *State) Compute(budget int) (more bool) {
 
 // plan computes peers and routes anew and notes the differences.
 func (s *State) plan() {
-	in := PlanInput{OnLink: s.onLink, UnderlayMTU: s.mtu, EncryptAll: s.encryptAll}
+	in := PlanInput{OnLink: s.onLink, UnderlayMTU: s.mtu, EncryptAll: s.encryptAll, Chained: s.chained}
 	for _, c := range s.clusters {
 		nodes := slices.Collect(maps.Values(c.nodes))
 		if c.peer == nil {
@@ -274,7 +276,7 @@ func (s *State) plan() {
 	s.planProblems = problems
 	for _, p := range s.pods {
 		for _, a := range p.Addresses {
-			if s.podAddrs[a] == p.UID {
+			if s.podAddrs[a] == p.UID && !s.chained { // else the way to it is the other CNI's
 				routes[RouteKey{MakePrefix(netip.PrefixFrom(a, a.BitLen())), RoutePod}] = RouteRow{IfIndex: p.IfIndex}
 			}
 		}

@@ -118,7 +118,7 @@ func (s *State) takeView(c *clusterState, v *clustermesh.View) {
 		s.takeFirst(c, &a)
 	}
 	if c.peer == nil && v.Scope() == clustermesh.ScopeExport {
-		s.retakeIPs(c, func(clustermesh.AddressName) bool { return false }, s.podPrefixes())
+		s.retakeIPs(c, func(clustermesh.AddressName) bool { return false }, s.herePrefixes())
 	}
 	for svc := range v.Services() {
 		s.takeImport(c, svc.Name)

@@ -19,6 +19,10 @@ func configRow(cfg Config) ConfigRow {
 	if cfg.Masquerade {
 		row.Flags |= Masquerade
 	}
+	if cfg.Chained {
+		row.Flags |= Chained
+		row.TunnelMTU = tunnelMTU(cfg.UnderlayMTU)
+	}
 	return row
 }
 

@@ -66,6 +66,18 @@ func statesUnderTest() []state {
 		// Pod 10 of node 1, said by node n: a pod that moved with its address.
 		return with(gcp.Address(1, 10, uint32(n)), func(a *clustermesh.Address) { a.Name.Node, a.Origin = gcp.NodeName(n), o })
 	}
+	// Node n, whose prefixes are its tunnel address and pods of node 1's prefix.
+	singly := func(n int, pods ...int) *clustermesh.Node {
+		return with(gcp.Node(n), func(r *clustermesh.Node) {
+			r.PodPrefixes = nil
+			for _, a := range r.TunnelAddresses {
+				r.PodPrefixes = append(r.PodPrefixes, netip.PrefixFrom(a, a.BitLen()))
+			}
+			for _, p := range pods {
+				r.PodPrefixes = append(r.PodPrefixes, gcp.Address(1, p, 5).Name.Prefix)
+			}
+		})
+	}
 	return []state{
 		said(self),
 		said(self, peer, says(gcp, export, gcp.Node(1), gcp.Address(1, 10, 5))),
@@ -77,6 +89,8 @@ func statesUnderTest() []state {
 		said(self, peer, says(gcp, export, with(gcp.Node(1), func(n *clustermesh.Node) { n.WireGuardKey[5] = 9 }), gcp.Address(1, 10, 5))),                                  // another key
 		said(self, peer, says(gcp, export, gcp.Node(1), with(gcp.Node(2), func(n *clustermesh.Node) { n.PodPrefixes = gcp.Node(1).PodPrefixes; n.TunnelAddresses = nil }))), // one prefix twice
 		said(self, peer, says(gcp, export, gcp.Node(1), gcp.Address(1, 1, 5))),                                                                                              // a record of a tunnel address
+		said(self, peer, says(gcp, export, singly(1, 10, 11), singly(2), gcp.Address(1, 10, 5), gcp.Address(1, 11, 5))),                                                     // another CNI in charge there
+		said(self, peer, says(gcp, export, singly(1, 11), singly(2, 10), gcp.Address(1, 11, 5), moved(2, late))),
 		said(self, says(aws, export, aws.Service("s", 1), aws.Slice("s", [2]int{1, 10}))),
 		said(self, peer, says(aws, export, aws.Service("s", 1)), says(gcp, export, gcp.Node(1), gcp.Service("s", 1), gcp.Slice("s", [2]int{1, 10}, [2]int{1, 11}))),
 		said(self, peer, says(aws, export, aws.Service("s", 1), aws.Slice("s", [2]int{1, 10}), aws.Service("t", 1), aws.Slice("t", [2]int{1, 10})), // one frontend twice

@@ -213,7 +213,7 @@ words:
 
 var (
 	subjectFlags = []string{"isolated-in", "isolated-out", "classes-in", "classes-out", "closed"}
-	configFlags  = []string{"encrypt-all", "masquerade"}
+	configFlags  = []string{"encrypt-all", "masquerade", "chained"}
 	ipFlags      = []string{"tunnel-address", "encrypted", "here"}
 )
 
@@ -307,6 +307,9 @@ func parseRange(line string) (k RangeKey, v RangeRow, err error) {
 
 func formatConfig(_ ConfigKey, v ConfigRow) string {
 	s := fmt.Sprintf("node cluster=%d number=%d flags=%s ports=%d-%d", v.Cluster, v.Node, v.Flags, v.PortMin, v.PortMax)
+	if v.TunnelMTU != 0 {
+		s += fmt.Sprintf(" mtu=%d", v.TunnelMTU)
+	}
 	for _, a := range []struct {
 		name string
 		addr Addr
@@ -332,6 +335,11 @@ func parseConfig(line string) (k ConfigKey, v ConfigRow, err error) {
 		last, err := strconv.ParseUint(hi, 10, 16)
 		f.fail("ports", s, err)
 		v.PortMin, v.PortMax = uint16(first), uint16(last)
+	}
+	if s, ok := f.take("mtu"); ok {
+		mtu, err := strconv.ParseUint(s, 10, 16)
+		f.fail("mtu", s, err)
+		v.TunnelMTU = uint16(mtu)
 	}
 	v.Node4, v.Node6, v.Tunnel4, v.Tunnel6 = f.addr("node4"), f.addr("node6"), f.addr("tunnel4"), f.addr("tunnel6")
 	return k, v, f.done()

@@ -133,7 +133,7 @@ func TestTextRoundTrips(t *testing.T) {
 	})
 	roundTrip(t, ConfigText, func(t *rapid.T) (k ConfigKey, v ConfigRow) {
 		v = ConfigRow{Flags: ConfigFlags(rapid.Uint32().Draw(t, "flags")), Cluster: rapid.Uint16().Draw(t, "cluster"), Node: rapid.Uint16().Draw(t, "node"),
-			PortMin: rapid.Uint16().Draw(t, "min"), PortMax: rapid.Uint16().Draw(t, "max")}
+			PortMin: rapid.Uint16().Draw(t, "min"), PortMax: rapid.Uint16().Draw(t, "max"), TunnelMTU: rapid.Uint16().Draw(t, "mtu")}
 		for _, a := range []*Addr{&v.Node4, &v.Node6, &v.Tunnel4, &v.Tunnel6} {
 			if rapid.Bool().Draw(t, "has") {
 				*a = drawAddr(t)

@@ -58,6 +58,7 @@ func TestUplinkGuard(t *testing.T) {
 		name    string
 		out     bool
 		all     bool // TMB_ENCRYPT_ALL
+		chained bool // TMB_CHAINED
 		frame   []byte
 		verdict uint32
 		reason  Reason // counted if it is dropped
@@ -72,6 +73,11 @@ func TestUplinkGuard(t *testing.T) {
 		{name: "WireGuard out, all encrypted", all: true, out: true, frame: frame(ip4("192.0.2.1", "192.0.2.2", 17, wg)), verdict: verdictNext},
 		{name: "a neighbour's pod to ours", frame: frame(ip4("10.1.2.7", "10.1.1.5", 6, syn)), verdict: verdictRedirect},
 		{name: "the host to a neighbour's pod", out: true, frame: frame(ip4("192.0.2.1", "10.1.2.7", 6, syn)), verdict: verdictNext},
+		{name: "a neighbour's pod to ours, chained", chained: true, frame: frame(ip4("10.1.2.7", "10.1.1.5", 6, syn)), verdict: verdictNext},
+		{name: "our pod to the world, chained", chained: true, out: true, frame: frame(ip4("10.1.1.5", "198.51.100.7", 6, syn)), verdict: verdictNext},
+		{name: "a remote pod in clear, chained", chained: true, frame: frame(ip4("10.2.1.9", "10.1.1.5", 6, syn)), verdict: verdictShot, reason: rowsTmbReasonTMB_DROP_CLEARTEXT},
+		{name: "to a remote pod in clear, chained", chained: true, out: true, frame: frame(ip4("192.0.2.1", "10.2.1.9", 6, syn)), verdict: verdictShot, reason: rowsTmbReasonTMB_DROP_CLEARTEXT},
+		{name: "our pod as source, chained", chained: true, frame: frame(ip4("10.1.1.5", "192.0.2.1", 6, syn)), verdict: verdictShot, reason: rowsTmbReasonTMB_DROP_HOST_SOURCE},
 		{name: "multicast", frame: frame(ip4("198.51.100.7", "224.0.0.5", 6, syn)), verdict: verdictNext},
 
 		{name: "our address as source", frame: frame(ip4("192.0.2.1", "192.0.2.1", 6, syn)), verdict: verdictShot, reason: rowsTmbReasonTMB_DROP_HOST_SOURCE},
@@ -97,7 +103,10 @@ func TestUplinkGuard(t *testing.T) {
 			if c.out {
 				prog = out
 			}
-			config.Flags &^= EncryptAll
+			config.Flags &^= EncryptAll | Chained
+			if c.chained {
+				config.Flags |= Chained
+			}
 			if c.all {
 				config.Flags |= EncryptAll
 			}

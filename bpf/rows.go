@@ -82,6 +82,7 @@ const (
 
 	EncryptAll = uint32(rowsTmbConfigFlagsTMB_ENCRYPT_ALL)
 	Masquerade = uint32(rowsTmbConfigFlagsTMB_MASQUERADE)
+	Chained    = uint32(rowsTmbConfigFlagsTMB_CHAINED)
 
 	EventDrop = uint8(rowsTmbEventKindTMB_EVENT_DROP)
 	EventNew  = uint8(rowsTmbEventKindTMB_EVENT_NEW)

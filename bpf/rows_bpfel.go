@@ -51,17 +51,18 @@ type rowsTmbClass struct {
 }
 
 type rowsTmbConfig struct {
-	_       structs.HostLayout
-	Node4   rowsTmbAddr
-	Node6   rowsTmbAddr
-	Tunnel4 rowsTmbAddr
-	Tunnel6 rowsTmbAddr
-	Flags   uint32
-	Cluster uint16
-	Node    uint16
-	PortMin uint16
-	PortMax uint16
-	Pad     uint32
+	_         structs.HostLayout
+	Node4     rowsTmbAddr
+	Node6     rowsTmbAddr
+	Tunnel4   rowsTmbAddr
+	Tunnel6   rowsTmbAddr
+	Flags     uint32
+	Cluster   uint16
+	Node      uint16
+	PortMin   uint16
+	PortMax   uint16
+	TunnelMtu uint16
+	Pad       uint16
 }
 
 type rowsTmbConfigFlags uint32
@@ -69,6 +70,7 @@ type rowsTmbConfigFlags uint32
 const (
 	rowsTmbConfigFlagsTMB_ENCRYPT_ALL rowsTmbConfigFlags = 1
 	rowsTmbConfigFlagsTMB_MASQUERADE  rowsTmbConfigFlags = 2
+	rowsTmbConfigFlagsTMB_CHAINED     rowsTmbConfigFlags = 4
 )
 
 type rowsTmbDevice uint32

@@ -252,5 +252,5 @@ func Maglev(i, version int) (agent.MaglevKey, agent.MaglevRow) {
 
 // Config is the row of the node itself; there is one (Options.Rows).
 func Config(_, version int) (agent.ConfigKey, agent.ConfigRow) {
-	return agent.ConfigKey{}, agent.ConfigRow{Cluster: 7, Node: uint16(1 + version), Node4: addr(1), PortMin: 32768, PortMax: 60999}
+	return agent.ConfigKey{}, agent.ConfigRow{Cluster: 7, Node: uint16(1 + version), Node4: addr(1), PortMin: 32768, PortMax: 60999, TunnelMTU: 1420}
 }

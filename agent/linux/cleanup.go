@@ -29,6 +29,10 @@ func Cleanup(device string, tunnelAddresses []netip.Addr) error {
 		return fmt.Errorf("list devices: %w", err)
 	}
 	for _, l := range links {
+		if _, chained := chainedFromLink(l); chained {
+			errs = append(errs, unmark(nl, l.Attrs().Name))
+			continue
+		}
 		uid, _, ok := podFromAlias(l.Attrs().Alias)
 		if !ok || l.Attrs().Name != hostIfName(uid) {
 			continue

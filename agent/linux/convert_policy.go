@@ -90,13 +90,13 @@ func fromMaglev(r bpf.Maglev) agent.MaglevRow { return agent.MaglevRow{Entry: r.
 func toConfig(r agent.ConfigRow) bpf.Config {
 	return bpf.Config{
 		Node4: toAddr(r.Node4), Node6: toAddr(r.Node6), Tunnel4: toAddr(r.Tunnel4), Tunnel6: toAddr(r.Tunnel6),
-		Flags: uint32(r.Flags), Cluster: r.Cluster, Node: r.Node, PortMin: r.PortMin, PortMax: r.PortMax,
+		Flags: uint32(r.Flags), Cluster: r.Cluster, Node: r.Node, PortMin: r.PortMin, PortMax: r.PortMax, TunnelMtu: r.TunnelMTU,
 	}
 }
 
 func fromConfig(r bpf.Config) agent.ConfigRow {
 	return agent.ConfigRow{
 		Node4: fromAddr(r.Node4), Node6: fromAddr(r.Node6), Tunnel4: fromAddr(r.Tunnel4), Tunnel6: fromAddr(r.Tunnel6),
-		Flags: agent.ConfigFlags(r.Flags), Cluster: r.Cluster, Node: r.Node, PortMin: r.PortMin, PortMax: r.PortMax,
+		Flags: agent.ConfigFlags(r.Flags), Cluster: r.Cluster, Node: r.Node, PortMin: r.PortMin, PortMax: r.PortMax, TunnelMTU: r.TunnelMtu,
 	}
 }

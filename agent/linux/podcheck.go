@@ -14,6 +14,9 @@ import (
 // check compares the kernel with l, both sides, and names the first thing that
 // differs.
 func (l podLink) check(nl *netlink.Handle, pod *os.File) error {
+	if l.Chained {
+		return l.checkChained(nl, pod)
+	}
 	link, err := nl.LinkByName(l.HostIf)
 	if err != nil {
 		return fmt.Errorf("host device %s: %w", l.HostIf, err)

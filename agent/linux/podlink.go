@@ -35,6 +35,8 @@ var (
 
 // podLink is a pod's connection as it should be.
 type podLink struct {
+	UID             string
+	Chained         bool // made by another CNI plugin: see pods_chained.go
 	HostIf, PodIf   string
 	HostMAC, PodMAC net.HardwareAddr
 	Addresses       []netip.Addr
@@ -45,7 +47,7 @@ type podLink struct {
 // newPodLink derives all names from the pod's UID, so that a process with no
 // memory derives the same.
 func newPodLink(uid, podIf string, addrs []netip.Addr, mtu int) podLink {
-	l := podLink{HostIf: hostIfName(uid), PodIf: podIf, HostMAC: macOf(uid, "host"), PodMAC: macOf(uid, "pod"), Addresses: addrs, MTU: mtu, Alias: aliasMark + uid}
+	l := podLink{UID: uid, HostIf: hostIfName(uid), PodIf: podIf, HostMAC: macOf(uid, "host"), PodMAC: macOf(uid, "pod"), Addresses: addrs, MTU: mtu, Alias: aliasMark + uid}
 	for _, a := range addrs {
 		l.Alias += " " + a.String()
 	}
@@ -242,6 +244,9 @@ func (l podLink) setupAddress(nl *netlink.Handle, link netlink.Link, a netip.Add
 // disconnect removes the host side, and with it the pod's side, its routes and
 // neighbours. What is gone already is no error.
 func (l podLink) disconnect(nl *netlink.Handle) error {
+	if l.Chained {
+		return unmark(nl, l.HostIf)
+	}
 	link, err := nl.LinkByName(l.HostIf)
 	if isLinkNotFound(err) {
 		return nil

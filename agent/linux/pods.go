@@ -23,6 +23,8 @@ import (
 // PodsConfig makes Pods.
 type PodsConfig struct {
 	StateDir string
+	// Chained: another CNI plugin connects the pods; ours takes them over.
+	Chained bool
 	// Changed is called with all connected pods after every change (and once by
 	// Start), one call at a time.
 	Changed func([]agent.LocalPod)
@@ -115,6 +117,10 @@ func (p *Pods) reconcile(look bool) error {
 	}
 	now, live := p.cfg.Now(), map[string]uint32{}
 	for _, link := range links {
+		if r, chained := chainedFromLink(link); chained {
+			p.reconcileChained(r, uint32(link.Attrs().Index), live, look)
+			continue
+		}
 		uid, addrs, ok := podFromAlias(link.Attrs().Alias)
 		if !ok || link.Attrs().Name != hostIfName(uid) {
 			continue
@@ -128,12 +134,28 @@ func (p *Pods) reconcile(look bool) error {
 	for uid, r := range p.pods {
 		if index, ok := live[uid]; ok {
 			p.index[uid], r.Gone = index, time.Time{}
+		} else if r.chained() {
+			p.log.Info("pod of another CNI has no link any more (the node was restarted?)", "uid", uid, "addresses", r.Addresses)
+			p.forget(r, now)
 		} else if r.Gone.IsZero() {
 			r.Gone = now
 			p.log.Info("pod has no link (the node was restarted?): its addresses are kept for it", "uid", uid, "addresses", r.Addresses, "for", goneFor)
 		}
 	}
 	return nil
+}
+
+// reconcileChained finds a chained pod's device again: the one of its record, or one
+// that tells of a pod whose record was lost (look).
+func (p *Pods) reconcileChained(r pod, index uint32, live map[string]uint32, look bool) {
+	if look && p.pods[r.UID] == nil {
+		p.log.Warn("pod learned from its device", "uid", r.UID, "device", r.HostIf, "addresses", r.Addresses)
+		r.Added = p.cfg.Now()
+		p.pods[r.UID] = &r
+	}
+	if rec := p.pods[r.UID]; rec != nil && rec.HostIf == r.HostIf && slices.Equal(rec.Addresses, r.Addresses) {
+		live[r.UID] = index
+	}
 }
 
 // SetNetwork says what the node may hand out. Pods keep addresses of former
@@ -156,11 +178,14 @@ func (p *Pods) SetNetwork(n NodeNetwork) error {
 	rest := p.allFreed()
 	p.pools, p.freed = nil, nil
 	for _, prefix := range n.PodPrefixes {
+		if p.cfg.Chained || prefix.IsSingleIP() {
+			continue // who has no prefix gives no addresses: see unsettled
+		}
 		p.pools = append(p.pools, newPool(prefix, n.TunnelAddresses))
 	}
 	for _, r := range p.pods {
 		for _, a := range r.Addresses {
-			if i := p.poolOf(a); i >= 0 && !p.pools[i].claim(a, r.UID) {
+			if i := p.poolOf(a); i >= 0 && !r.chained() && !p.pools[i].claim(a, r.UID) {
 				p.log.Error("pod has an address that it may not have", "uid", r.UID, "address", a)
 			}
 		}
@@ -209,11 +234,14 @@ func (p *Pods) Add(ctx context.Context, r agent.PodRequest) (agent.PodResult, er
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.unsettled(); err != nil {
+	if err := errors.Join(p.checkMode(r), p.unsettled()); err != nil {
 		return agent.PodResult{}, err
 	}
 	if had := p.pods[r.UID]; had != nil && had.ContainerID == r.ContainerID && had.IfName != r.IfName && had.Gone.IsZero() {
 		return agent.PodResult{}, fmt.Errorf("pod %s/%s is connected by %s already, and has one connection to the mesh: leave %s out, or delete the other first", had.Namespace, had.Name, had.IfName, r.IfName)
+	}
+	if r.Chained {
+		return p.addChained(r, ns)
 	}
 	fresh := p.pods[r.UID] == nil || p.pods[r.UID].ContainerID != r.ContainerID
 	rec, err := p.allocate(r)
@@ -252,6 +280,12 @@ func (p *Pods) Ready() error {
 }
 
 func (p *Pods) unsettled() error {
+	if p.cfg.Chained {
+		return p.settledChained()
+	}
+	if len(p.pools) == 0 && len(p.network.PodPrefixes) > 0 {
+		return fmt.Errorf("this cluster is set up for another CNI (--tunnel-prefix of its mesh API server): it gives the node %v and no prefix for pods; start the agent with --cni-mode=chained", p.network.PodPrefixes)
+	}
 	if len(p.pools) == 0 {
 		return errors.New("this node has no pod prefixes yet: its cluster has not given it any (see the agent's log, and the node's podCIDRs)")
 	}
@@ -343,7 +377,12 @@ func (p *Pods) save() error {
 	return nil
 }
 
-func (p *Pods) link(r *pod) podLink { return newPodLink(r.UID, r.IfName, r.Addresses, r.MTU) }
+func (p *Pods) link(r *pod) podLink {
+	if r.chained() {
+		return chainedLink(r)
+	}
+	return newPodLink(r.UID, r.IfName, r.Addresses, r.MTU)
+}
 
 // result is what CNI hears: addresses with their full length, the gateway that
 // the default routes name.

@@ -80,6 +80,8 @@ func (p *Pods) Sweep(listed func(PodName) bool) error {
 		}
 		since, unlisted := p.unlisted[uid]
 		switch {
+		case !rec.Gone.IsZero() && rec.chained():
+			errs = append(errs, p.end(rec, "pod of another CNI has no link any more: its addresses are anybody's"))
 		case !rec.Gone.IsZero() && unlisted:
 			errs = append(errs, p.end(rec, "pod without a link has left the cluster: its addresses are free"))
 		case !rec.Gone.IsZero() && now.Sub(rec.Gone) >= goneFor:
@@ -124,10 +126,10 @@ func (p *Pods) lostLinks() (bool, error) {
 	}
 	lost := false
 	for uid, index := range p.index {
-		if link := there[index]; link != nil && link.Attrs().Name == hostIfName(uid) {
+		rec := p.pods[uid]
+		if link := there[index]; link != nil && link.Attrs().Name == p.link(rec).HostIf {
 			continue
 		}
-		rec := p.pods[uid]
 		p.log.Warn("pod's link is gone without a DEL: its addresses are kept for it", "namespace", rec.Namespace, "name", rec.Name, "uid", uid, "for", goneFor)
 		delete(p.index, uid)
 		rec.Gone, lost = p.cfg.Now(), true

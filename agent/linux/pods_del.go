@@ -37,6 +37,9 @@ func (p *Pods) forget(r *pod, now time.Time) {
 }
 
 func (p *Pods) release(r *pod, now time.Time) {
+	if r.chained() {
+		return // they are not ours to give
+	}
 	for _, a := range r.Addresses {
 		if i := p.poolOf(a); i >= 0 {
 			p.pools[i].release(a, r.UID, now)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
 
@@ -26,6 +27,11 @@ type pod struct {
 	IfName      string       `json:"ifName"`
 	Addresses   []netip.Addr `json:"addresses"`
 	MTU         int          `json:"mtu"`
+	// HostIf is the host's end of a chained pod's veth, another CNI plugin's; "" = the
+	// pod is connected by us, and what follows is derived from its UID.
+	HostIf  string    `json:"hostIf,omitempty"`
+	PodMAC  agent.MAC `json:"podMAC,omitzero"`
+	HostMAC agent.MAC `json:"hostMAC,omitzero"`
 	// Identity is what the cluster said last: with it, a restart changes nothing.
 	Identity clustermesh.Identity `json:"identity,omitempty"`
 	Added    time.Time            `json:"added"`

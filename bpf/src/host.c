@@ -42,6 +42,15 @@ static __always_inline bool tunnelled(const struct tmb_ipcache *row)
 	return c && c->flags & TMB_ENCRYPT_ALL && row->identity >> IDENTITY_BITS == c->cluster;
 }
 
+/* Another CNI is in charge of the stack, and kube-proxy of node ports: both go by
+ * conntrack, which has to see both ways of a connection. The guard alone is ours. */
+static __always_inline bool chained(void)
+{
+	struct tmb_config *c = config();
+
+	return c && c->flags & TMB_CHAINED;
+}
+
 /* A tagged packet is of another network, and has a device of its own. */
 static __always_inline bool other_network(struct __sk_buff *skb)
 {
@@ -226,6 +235,9 @@ SEC("tc") int tmb_from_world(struct __sk_buff *skb)
 	reason = tmb_guard_source(&p);
 	if (reason)
 		return tmb_drop(skb, &p, reason);
+	/* What goes to a pod there its own program judges on its way out of the stack. */
+	if (chained())
+		return TC_ACT_UNSPEC;
 	/* Of the rest the host's own stack makes what it will. */
 	if (bad || p.what & TMB_IS_NEIGHBOUR || tmb_is_multicast(&p.dst))
 		return TC_ACT_UNSPEC;
@@ -381,6 +393,8 @@ SEC("tc") int tmb_to_world(struct __sk_buff *skb)
 	to = tmb_owner(&p.dst);
 	if (to && tunnelled(to))
 		return tmb_drop(skb, &p, TMB_DROP_CLEARTEXT);
+	if (chained())
+		return TC_ACT_UNSPEC;
 	if (bad || p.what & TMB_IS_NEIGHBOUR || tmb_is_multicast(&p.dst))
 		return TC_ACT_UNSPEC;
 	reason = track_to_world(skb, &p, &w);

@@ -28,7 +28,7 @@ enum tmb_reason {
 	TMB_DROP_NOT_HERE,	   /* no pod or tunnel address of this node */
 	TMB_DROP_NO_ROOM,	   /* no memory for an Ethernet header */
 	TMB_POD_DELIVERED,	   /* by a pod's own program, to another pod of this node */
-	TMB_POD_STACK,		   /* from a pod to the stack: other nodes, the host, the world */
+	TMB_POD_STACK,		   /* from a pod to the stack (or past another CNI's, see pod.c): other nodes, the host, the world */
 	TMB_POD_FROM_STACK,	   /* from the stack to a pod */
 	TMB_NODEPORT,		   /* connections from outside given a backend */
 	TMB_MASQUERADED,	   /* connections to the world given an address of this node */
@@ -344,6 +344,7 @@ struct tmb_range {
 enum tmb_config_flags {
 	TMB_ENCRYPT_ALL = 1, /* between nodes of the own cluster, too */
 	TMB_MASQUERADE = 2,  /* pods reach the world by the node's address */
+	TMB_CHAINED = 4,     /* another CNI is in charge of the node's stack */
 };
 
 /* The node itself: row 0. Addresses that are not there are zero. */
@@ -357,7 +358,8 @@ struct tmb_config {
 	__u16 node;    /* number */
 	__u16 port_min; /* source ports for translation, host order */
 	__u16 port_max;
-	__u32 pad;
+	__u16 tunnel_mtu; /* what fits into the tunnel, where it is for us to ask; 0 = it is not */
+	__u16 pad;
 };
 
 /* Devices that programs send to, by interface index; 0 = none. Written by who

@@ -6,10 +6,12 @@
  * Sees:     everything the pod sends; of what is sent to it, what comes by the
  *           stack (its host, other nodes without a tunnel, the world). What the
  *           other programs deliver does not pass here.
- * Reads:    endpoints, services, slots, health, policy, ipcache, epoch, config.
+ * Reads:    endpoints, services, slots, health, policy, ipcache, epoch, config,
+ *           devices.
  * Writes:   flows, fragments, affinity, counters, events.
  * Returns:  from_pod: redirect into another pod of this node; NEXT where the stack
- *           knows the way; redirect out for flows that came in there; redirect back
+ *           knows the way; redirect out for flows that came in there; redirect into
+ *           the tunnel where another CNI is in charge of the stack; redirect back
  *           for the answer to a service without backends. to_pod: NEXT. SHOT,
  *           counted by reason, for all else. */
 #include "kernel.h"
@@ -25,6 +27,39 @@ static __always_inline bool link_talk(struct __sk_buff *skb, const struct tmb_pa
 	if (reason == TMB_DROP_NOT_IP && skb->protocol == bpf_htons(ETH_P_ARP))
 		return true;
 	return !reason && p->what & TMB_IS_NEIGHBOUR && (tmb_is_multicast(&p->dst) || tmb_is_link_local6(&p->dst));
+}
+
+/* Does a packet fit into the tunnel, and each of its segments if it is cut up later? */
+static __always_inline bool fits(struct __sk_buff *skb, const struct tmb_packet *p, __u32 mtu)
+{
+	__u32 size = skb->gso_size;
+	__u8 words = 2 << 4; /* UDP */
+
+	if (!size)
+		return skb->len <= mtu + ETH_LEN;
+	if (p->proto == IPPROTO_TCP && bpf_skb_load_bytes(skb, p->l4 + 12, &words, 1))
+		return false;
+	return size + p->l4 + (words >> 4) * 4 <= mtu + ETH_LEN;
+}
+
+/* Where another CNI is in charge of the stack, what belongs in the tunnel goes there
+ * past it: its masquerading would take the pod's address off, which the tunnel's
+ * other end goes by, and its conntrack, which never sees the answers, may take the
+ * connection for invalid. All else goes by the stack, and so does what is too large for
+ * the tunnel: the route there has its MTU, and the pod is told. */
+static __always_inline int into_tunnel(struct __sk_buff *skb, const struct tmb_packet *p)
+{
+	__u32 which = TMB_DEVICE_TUNNEL, zero = 0, *ifindex;
+	struct tmb_config *c = bpf_map_lookup_elem(&tmb_config_1, &zero);
+	struct tmb_ipcache *row;
+
+	if (!c || !(c->flags & TMB_CHAINED) || !fits(skb, p, c->tunnel_mtu))
+		return TC_ACT_UNSPEC;
+	row = tmb_owner(p->what & TMB_IS_TRANSLATED ? &p->to_dst : &p->dst);
+	if (!row || !(row->flags & TMB_IP_ENCRYPTED))
+		return TC_ACT_UNSPEC;
+	ifindex = bpf_map_lookup_elem(&tmb_devices_1, &which);
+	return ifindex && *ifindex ? bpf_redirect(*ifindex, 0) : TC_ACT_UNSPEC;
 }
 
 SEC("tc") int tmb_from_pod(struct __sk_buff *skb)
@@ -62,8 +97,10 @@ SEC("tc") int tmb_from_pod(struct __sk_buff *skb)
 		return verdict;
 	}
 	tmb_count(TMB_POD_STACK);
-	if (to || !p.out)
+	if (to)
 		return TC_ACT_UNSPEC;
+	if (!p.out)
+		return into_tunnel(skb, &p);
 	verdict = tmb_leave(skb, p.out);
 	return verdict ? verdict : tmb_drop(skb, &p, TMB_DROP_NO_ROOM);
 }

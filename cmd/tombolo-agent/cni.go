@@ -50,8 +50,6 @@ func (c *cniOptions) chained() bool { return c.mode == "chained" }
 
 func (c *cniOptions) check() error {
 	switch {
-	case c.chained():
-		return fmt.Errorf("--cni-mode=chained is not there yet: the plugin cannot attach to interfaces that another one made; use main")
 	case c.mode != "" && c.mode != "main" && c.mode != "chained":
 		return fmt.Errorf("--cni-mode %q: allowed are main, chained", c.mode)
 	case (c.binDir == "") != (c.confDir == ""):

@@ -30,7 +30,16 @@ func (o options) dataplane(cfg *agent.Config) error {
 	default:
 		return fmt.Errorf("--policy-clusters %q: allowed are own, all", o.policyClusters)
 	}
-	cfg.Masquerade = o.masquerade
+	if o.cni.chained() {
+		if cfg.EncryptAll {
+			return fmt.Errorf("--encrypt all and --cni-mode=chained exclude each other: the other CNI carries what goes between this cluster's nodes; use its encryption")
+		}
+		if len(o.xdp) > 0 {
+			return fmt.Errorf("--xdp and --cni-mode=chained exclude each other: node ports are kube-proxy's there")
+		}
+		cfg.Chained = true
+	}
+	cfg.Masquerade = o.masquerade && !cfg.Chained // else the other CNI does it, or not
 	var err error
 	if cfg.NATPorts, err = parsePorts(o.natPorts); err != nil {
 		return fmt.Errorf("--nat-ports: %w", err)

@@ -26,6 +26,8 @@ func TestDataplaneFlags(t *testing.T) {
 	}{
 		"encrypt":  {func(o *options) { o.encrypt = "some" }, "allowed are clusters, all"},
 		"policy":   {func(o *options) { o.policyClusters = "" }, "allowed are own, all"},
+		"chained":  {func(o *options) { o.cni.mode = "chained" }, "use its encryption"},
+		"xdp":      {func(o *options) { o.cni.mode, o.encrypt, o.xdp = "chained", "clusters", []string{"eth0"} }, "node ports are kube-proxy's"},
 		"ports":    {func(o *options) { o.natPorts = "61000" }, "want FIRST-LAST"},
 		"low":      {func(o *options) { o.natPorts = "80-9000" }, "from 1024 on"},
 		"few":      {func(o *options) { o.natPorts = "61000-61010" }, "11 ports are too few"},
@@ -37,6 +39,15 @@ func TestDataplaneFlags(t *testing.T) {
 		if err := o.dataplane(new(agent.Config)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
+	}
+}
+
+// With another CNI in charge, nothing is masqueraded that it does not masquerade.
+func TestDataplaneChained(t *testing.T) {
+	o := options{encrypt: "clusters", policyClusters: "own", masquerade: true, natPorts: "40000-50000", cni: cniOptions{mode: "chained"}}
+	var cfg agent.Config
+	if err := o.dataplane(&cfg); err != nil || !cfg.Chained || cfg.Masquerade {
+		t.Errorf("%v: %+v", err, cfg)
 	}
 }
 

@@ -124,7 +124,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringSliceVar(&o.xdp, "xdp", nil, "uplink `DEVICE`[,…] whose driver sends node ports' packets for other nodes on by XDP (DEVICE:generic: the kernel, if the driver cannot; slower); not for devices that carry VLANs (default: none)")
 	f.StringArrayVar(&o.mapSizes, "map-size", nil, "`NAME=ROWS` of a BPF map, repeatable (default: by the machine's memory); the maps: "+strings.Join(bpf.SizeNames(), ", "))
 	f.StringVar(&o.sysctlDir, "sysctl-dir", "/proc/sys/net", "`DIR` where the node's /proc/sys/net is; in a container its own is read-only")
-	f.StringVar(&o.cni.mode, "cni-mode", "main", "`MODE`: main (Tombolo connects pods); chained (another CNI plugin does, Tombolo's comes after it) is refused for now")
+	f.StringVar(&o.cni.mode, "cni-mode", "main", "`MODE`: main (Tombolo connects pods) or chained (another CNI plugin does, and carries what goes between pods of this cluster; Tombolo's comes after it)")
 	f.StringVar(&o.cni.plugin, "cni-plugin", "", "`FILE` of the plugin to install (default: tombolo-cni beside this program)")
 	f.StringVar(&o.cni.chain, "cni-chain", "", "`NAME` of the configuration's file or network to chain to (default: the first that is not Tombolo's)")
 	shared(root, &o)

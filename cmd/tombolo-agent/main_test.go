@@ -146,7 +146,6 @@ func TestFlags(t *testing.T) {
 		{"--node n --log-level loud", "allowed are debug, info, warn, error"},
 		{"extra", "unknown command"},
 		{"--node n --cni-mode beside", "allowed are main, chained"},
-		{"--node n --cni-mode chained", "is not there yet"},
 		{"--node n --cni-bin-dir /opt/cni/bin", "go together"},
 		{"--node n --cni-conf-name tombolo.conf", "ends in .conflist"},
 		{"cleanup --cni-conf-dir /etc/cni/net.d", "go together"},

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +48,22 @@ func (n *node) watchPods(ctx context.Context, a *agent.Agent) {
 // sweepEvery is how often is looked for pods that are gone without a word.
 const sweepEvery = 15 * time.Second
 
+// tellHostAddresses says which addresses the host has of the other CNI's links.
+func (n *node) tellHostAddresses(a *agent.Agent) {
+	if !n.o.cni.chained() {
+		return
+	}
+	n.mu.Lock()
+	known := slices.Concat(n.underlay.Addresses, n.facts.TunnelAddresses)
+	n.mu.Unlock()
+	addrs, err := linux.HostAddresses(known)
+	if err != nil {
+		n.log.Error("the host's addresses cannot be read: policy may take its probes for others'", "err", err, "retry", sweepEvery)
+		return
+	}
+	a.SetHostAddresses(addrs)
+}
+
 // deletions is where the plugin leaves notes for an agent that is away.
 func (o options) deletions() string { return filepath.Join(o.stateDir, "deletions") }
 
@@ -60,6 +77,7 @@ func (n *node) sweepPods(ctx context.Context, a *agent.Agent) {
 		if err := n.pods.CarryOut(n.o.deletions()); err != nil {
 			n.log.Error("deletions of pods that came while no agent was there are not all carried out", "err", err, "retry", sweepEvery)
 		}
+		n.tellHostAddresses(a)
 		if err := n.pods.Sweep(listed(ctx, a)); err != nil {
 			n.log.Error("pods that are gone were not all cleared away", "err", err, "retry", sweepEvery)
 		}

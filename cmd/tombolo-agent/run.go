@@ -94,14 +94,20 @@ func (n *node) open() error {
 	if err != nil {
 		return err
 	}
+	if n.o.cni.chained() && len(want) == 0 {
+		if want, err = linux.DefaultAddresses(); err != nil {
+			return err
+		}
+	}
 	if n.underlay, err = linux.FindUnderlay(want, n.o.device); err != nil {
 		return err
 	}
 	if n.device, err = linux.OpenDevice(n.o.stateDir, n.o.device, n.o.port, n.log); err != nil {
 		return err
 	}
-	n.pods, err = linux.OpenPods(linux.PodsConfig{StateDir: n.o.stateDir, Log: n.log, Changed: func(pods []agent.LocalPod) {
+	n.pods, err = linux.OpenPods(linux.PodsConfig{StateDir: n.o.stateDir, Chained: n.o.cni.chained(), Log: n.log, Changed: func(pods []agent.LocalPod) {
 		if a := n.running(); a != nil {
+			n.tellHostAddresses(a)
 			a.SetPods(pods)
 		}
 	}, Guard: func(ifindex int) error { return n.objects.AttachPod(ifindex) }})
@@ -246,7 +252,10 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	}
 	answers := linux.NewHealthPorts(func() []netip.Addr { return nodePortAddresses(n.underlay.Addresses, cfg.NodePortAddresses) },
 		func() bool { a := n.running(); return a != nil && a.Ready() }, n.log)
-	cfg.HealthPorts, cfg.Resets = answers, linux.NewResets(n.pods)
+	cfg.Resets = linux.NewResets(n.pods)
+	if !cfg.Chained { // else kube-proxy answers there
+		cfg.HealthPorts = answers
+	}
 	a, err := agent.New(cfg, linux.NewTables(n.objects.Maps, n.device))
 	if err != nil {
 		return err

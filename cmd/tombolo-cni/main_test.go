@@ -137,6 +137,11 @@ func TestEndToEnd(t *testing.T) {
 func serveAgent(t *testing.T) (socket string, pods *linux.Pods) {
 	t.Helper()
 	pods = openIn(t, netns(t))
+	return serveAgentOf(t, pods), pods
+}
+
+func serveAgentOf(t *testing.T, pods *linux.Pods) (socket string) {
+	t.Helper()
 	here := agenttest.Facts{Name: "here", ID: 1}
 	mesh := agenttest.NewMesh()
 	mesh.SetStore(here.Name, kvstore.NewMemory(kvstore.MemoryOptions{}))
@@ -149,7 +154,7 @@ func serveAgent(t *testing.T) (socket string, pods *linux.Pods) {
 	done := make(chan struct{})
 	go func() { defer close(done); a.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	return serve(t, a.Handler()), pods
+	return serve(t, a.Handler())
 }
 
 // openIn opens Pods on a thread inside the namespace that is never used again.

@@ -53,7 +53,9 @@ func add(args *skel.CmdArgs) error {
 		return err
 	}
 	if conf.Chained {
-		return failed(types.ErrInvalidNetworkConfig, "Tombolo's plugin cannot be chained to another one yet", "take it out of the configuration of %s, or let it connect the pods alone", conf.Name)
+		if err := chain(&conf, args, &req); err != nil {
+			return err
+		}
 	}
 	wait, _ := conf.Wait()
 	if err := cni.Undefer(conf.Deletions, req); err != nil {
@@ -62,6 +64,9 @@ func add(args *skel.CmdArgs) error {
 	var got agent.PodResult
 	if err := insist(wait, conf.Socket, "add", req, &got); err != nil {
 		return err
+	}
+	if conf.Chained {
+		return types.PrintResult(conf.PrevResult, conf.CNIVersion)
 	}
 	out := result(got, args.Netns)
 	out.DNS = conf.DNS
