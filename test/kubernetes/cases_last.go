@@ -12,6 +12,7 @@ import (
 )
 
 var lastCases = []Case{
+	{Name: "mesh-peer", Claim: "clusters join by MeshPeers, a token Secret and kubectl wait, as GitOps does, and part when a MeshPeer is deleted", Run: meshPeer},
 	{Name: "go-tests", Claim: "the Go tests that want a real kube-apiserver pass on this one", Run: goTests},
 	{Name: "idle-cost", Claim: "what Tombolo costs when nothing happens: memory, CPU and watches, per node and per control plane", Needs: []Need{NeedsLab}, Run: idleCost},
 	{Name: "uninstall", Claim: "uninstalled, a node is as it was: no programs, maps, devices, routes, rules, files", Needs: []Need{NeedsLab}, Run: uninstall},
@@ -28,16 +29,31 @@ func NeedsUninstalled(w *World) string {
 
 // goTests runs what is skipped elsewhere.
 func goTests(t *T) {
-	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "./clustermesh/apiserver/kube/...", "./deploy/install")
+	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "-v", "-run", "Real|ServerTakes|Release", "./clustermesh/apiserver/kube/...", "./deploy/install", "./relay/pod")
 	path, err := t.Clusters[0].minimalKubeconfig()
 	t.OK(err, "kubeconfig")
 	t.Cleanup(func() { os.Remove(path) })
 	cmd.Env = append(os.Environ(), "TOMBOLO_TEST_KUBECONFIG="+path)
+	if t.Lab != nil {
+		cmd.Env = append(cmd.Env, "TOMBOLO_TEST_LAB="+t.Lab.Dir) // its kube-apiserver may be stopped
+	}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	t.Note("%s", strings.TrimSpace(string(out)))
+	ran := 0
+	for line := range strings.Lines(string(out)) {
+		switch line = strings.TrimSpace(line); {
+		case strings.HasPrefix(line, "--- PASS"):
+			ran++
+		case strings.HasPrefix(line, "--- SKIP"):
+			t.Note("%s", line)
+		}
+	}
+	if ran == 0 {
+		t.Fatalf("no test ran:\n%s", out)
+	}
+	t.Note("%d tests passed", ran)
 }
 
 func uninstall(t *T) {
