@@ -163,7 +163,7 @@ func (s *side) condition(name, kind string) string {
 func (s *side) wait(name, kind, want string) {
 	s.t.Helper()
 	var got string
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if got = s.condition(name, kind); strings.Contains(got, want) {
 			return
 		}
@@ -174,7 +174,7 @@ func (s *side) wait(name, kind, want string) {
 // token waits for the invitation's.
 func (s *side) token(secret string) string {
 	s.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if got, err := s.client.Secrets(s.client.Namespace).Get(context.Background(), secret, metav1.GetOptions{}); err == nil {
 			return string(got.Data["token"])
 		}
@@ -186,7 +186,7 @@ func (s *side) token(secret string) string {
 // gone waits until the resource is.
 func (s *side) gone(name string) {
 	s.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if _, err := s.peers().Get(context.Background(), name, metav1.GetOptions{}); err != nil {
 			return
 		}
