@@ -67,7 +67,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 		Short:         "The mesh API server of a cluster",
 		Long:          "tombolo-apiserver reads Kubernetes objects, publishes them as records in the\ncluster's etcd, and serves them to the cluster's own agents and to other clusters\nof the mesh. Look at it and change it with tombolo, through the admin socket.",
 		Example:       example,
-		Version:       version(),
+		Version:       built(),
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -123,7 +123,7 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 	cfg := apiserver.Config{
 		Cluster: o.cluster, ID: clustermesh.ID(o.id), StateDir: o.stateDir,
 		Listen: o.listen, Advertise: advertise, Socket: o.socket, Metrics: o.metrics,
-		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, Version: version(), Log: log,
+		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, Version: built(), Log: log,
 	}
 	switch {
 	case o.kube.on && o.manifests != "":
@@ -219,8 +219,14 @@ func serve(ctx context.Context, cfg apiserver.Config) error {
 	return err
 }
 
-// version is that of the build, by the module or the commit.
-func version() string {
+// version of the build; set by the linker for releases.
+var version string
+
+// built is the version of the build: the linker's, the module's, or the commit's.
+func built() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"

@@ -44,7 +44,7 @@ func (o *kubeOptions) flags(f *pflag.FlagSet) {
 // into has the server live on Kubernetes.
 func (o *kubeOptions) into(cfg *apiserver.Config, log *slog.Logger) error {
 	client, err := kube.Open(kube.Config{
-		Kubeconfig: o.kubeconfig, Context: o.context, Namespace: o.namespace, UserAgent: "tombolo-apiserver/" + version(), Log: log,
+		Kubeconfig: o.kubeconfig, Context: o.context, Namespace: o.namespace, UserAgent: "tombolo-apiserver/" + built(), Log: log,
 	})
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ func (c *Cluster) Tombolo(ctx context.Context, args ...string) (string, error) {
 
 // values are those of the chart for this cluster.
 func (c *Cluster) values() []string {
-	set := []string{"cluster.name=" + c.Name, "cluster.id=" + strconv.Itoa(c.Number), "mcs.installCRDs=" + strconv.FormatBool(c.world.Lab == nil)}
+	set := []string{"cluster.name=" + c.Name, "cluster.id=" + strconv.Itoa(c.Number)}
 	if c.world.Lab != nil {
 		set = append(set, "agent.cgroupRoot="+labCgroup())
 	}

@@ -82,10 +82,25 @@ func (w *World) openContexts() error {
 		if err := w.addCluster(fmt.Sprintf("test%d", i+1), name, w.kubeconfig); err != nil {
 			return err
 		}
+		if w.installed {
+			if err := w.Clusters[i].learnName(); err != nil {
+				return err
+			}
+		}
 	}
 	k, err := keep(w)
 	w.janitor = k
 	return err
+}
+
+// learnName asks a cluster that has Tombolo what it is called in the mesh.
+func (c *Cluster) learnName() error {
+	m, err := c.Client.CoreV1().ConfigMaps(systemNamespace).Get(context.Background(), "tombolo-mesh", metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("context %s: what its cluster is called: %w (without -installed Tombolo is installed)", c.Context, err)
+	}
+	c.Name = strings.TrimSpace(m.Data["cluster"])
+	return nil
 }
 
 func (w *World) addCluster(name, context, kubeconfig string) error {
