@@ -148,8 +148,14 @@ func (p *Pods) findChained(r agent.PodRequest, ns *os.File) (*pod, int, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("the other end of the pod's %s, device %d: %w", r.IfName, inside.ParentIndex, err)
 	}
+	// Numbers of devices are a namespace's own: the other end of the one with the right
+	// number must be in the pod's namespace, too.
 	at := host.Attrs()
-	if host.Type() != "veth" || at.ParentIndex != inside.Index {
+	id, err := p.nl.GetNetNsIdByFd(int(ns.Fd()))
+	if err != nil {
+		return nil, 0, fmt.Errorf("number of the pod's namespace: %w", err)
+	}
+	if host.Type() != "veth" || at.ParentIndex != inside.Index || at.NetNsID != id {
 		return nil, 0, fmt.Errorf("device %s of the host is not the other end of the pod's %s: the other plugin put that elsewhere, where Tombolo's programs cannot be", at.Name, r.IfName)
 	}
 	if len(r.HostIfs) > 0 && !slices.Contains(r.HostIfs, at.Name) {

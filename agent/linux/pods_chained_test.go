@@ -122,9 +122,12 @@ func TestChainedPods(t *testing.T) {
 	if out := node.ip("link", "show", "other1"); strings.Contains(out, "tombolo") || len(uids(p)) != 1 {
 		t.Errorf("%s, pods %v", out, uids(p))
 	}
-	// GC of that network; then a device that goes without a DEL.
-	if _, err := p.Add(ctx, a); err != nil {
-		t.Fatal(err)
+	// GC of that network, of pods whose sandbox is known (the memory of b's was lost);
+	// then a device that goes without a DEL.
+	for _, r := range []agent.PodRequest{a, b} {
+		if _, err := p.Add(ctx, r); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := p.Collect(ctx, agent.CollectRequest{Network: "other", Valid: []agent.Attachment{{ContainerID: "c1", IfName: "eth0"}}}); err != nil || strings.Join(uids(p), " ") != "uid-a" {
 		t.Errorf("%v, pods %v", err, uids(p))
@@ -177,7 +180,7 @@ func TestChainedAddressAgain(t *testing.T) {
 func TestChainedRefused(t *testing.T) {
 	node, one, two, three, elsewhere := newNS(t), newNS(t), newNS(t), newNS(t), newNS(t)
 	wire(node, one, "other1", "10.7.0.5/24")
-	node.ip("link", "add", "up0", "type", "dummy")
+	node.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")
 	node.ip("link", "add", "link", "up0", "name", "eth0", "type", "macvlan")
 	node.ip("link", "set", "eth0", "netns", two.name)
 	wire(elsewhere, three, "other3", "10.7.0.7/24")

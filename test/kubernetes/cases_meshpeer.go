@@ -80,7 +80,7 @@ stringData: {token: %[3]q}
 	t.Note("%.1f s until both have waited for Joined, Reachable and Synced", time.Since(begin).Seconds())
 	t.Within(time.Minute, "the used token is taken away", func() error {
 		if _, err := a.Get(t.ctx, "v1", "Secret", systemNamespace, b.Name+"-token"); err == nil {
-			return fmt.Errorf("Secret %s-token is there", b.Name)
+			return fmt.Errorf("token Secret %s-token is there", b.Name)
 		}
 		return nil
 	})
