@@ -185,6 +185,9 @@ var deliveries = []delivery{{"each", true, false, false}, {"squashed", false, fa
 func TestStatesInEveryOrder(t *testing.T) {
 	states := statesUnderTest()
 	for last := range states {
+		if raced && last%2 == 1 {
+			continue // the race detector ends itself after so many events of a process
+		}
 		var want string
 		for _, e := range expanders {
 			for _, d := range deliveries {

@@ -56,7 +56,7 @@ func (w *World) openLab(ctx context.Context) error {
 		return err
 	}
 	if err := w.Lab.up(ctx, w.image, w.dual, w.out); err != nil {
-		return err
+		return fmt.Errorf("the lab did not come up: %w", err)
 	}
 	return w.addLabClusters()
 }
