@@ -23,7 +23,8 @@ import (
 func TestMain(m *testing.M) {
 	// client-go's heartbeat notices at its next beat, seconds later, that its
 	// connection is closed.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"))
+	// client-go keeps connections to a real kube-apiserver for the life of the process.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"), goleak.IgnoreAnyFunction("golang.org/x/net/http2.(*ClientConn).readLoop"))
 }
 
 // echo answers each connection with what it says, in capitals.

@@ -24,7 +24,10 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/kube/kubetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// client-go keeps connections to a real kube-apiserver for the life of the process.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("golang.org/x/net/http2.(*ClientConn).readLoop"))
+}
 
 // delivered keeps what a source delivers, and what was said of deletes.
 type delivered struct {
