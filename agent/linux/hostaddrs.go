@@ -49,7 +49,7 @@ func DefaultAddresses() ([]netip.Addr, error) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
-			if r.Dst != nil && !(r.Dst.IP.IsUnspecified() && ones(r.Dst) == 0) || r.LinkIndex == 0 {
+			if dst, named := destination(&r); named && dst.Bits() != 0 || r.LinkIndex == 0 {
 				continue
 			}
 			link, err := netlink.LinkByIndex(r.LinkIndex)
@@ -71,9 +71,4 @@ func DefaultAddresses() ([]netip.Addr, error) {
 		return nil, fmt.Errorf("no link of this node has a default route and an address: name the underlay addresses by --underlay")
 	}
 	return out, nil
-}
-
-func ones(n *net.IPNet) int {
-	bits, _ := n.Mask.Size()
-	return bits
 }

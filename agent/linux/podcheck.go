@@ -103,13 +103,9 @@ func hasRoute(nl *netlink.Handle, a netip.Addr, to netip.Prefix, ifindex int, gw
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range list {
-		if r.Dst == nil {
-			continue
-		}
-		ip, _ := netip.AddrFromSlice(r.Dst.IP)
-		bits, _ := r.Dst.Mask.Size()
+		dst, _ := destination(&r)
 		via, _ := netip.AddrFromSlice(r.Gw)
-		if ip.Unmap() == to.Addr() && bits == to.Bits() && via.Unmap() == gw {
+		if dst == to && via.Unmap() == gw {
 			return nil
 		}
 	}

@@ -160,21 +160,30 @@ func routeToKernel(key agent.RouteKey, row agent.RouteRow, tunnel int) *netlink.
 	return r
 }
 
-// routeFromKernel is its inverse. ok is false for what none of our kinds can be:
-// a route with our protocol number and a metric that we never use.
-func routeFromKernel(r *netlink.Route, tunnel int) (key agent.RouteKey, row agent.RouteRow, ok bool) {
+// destination is where a route leads; false: it names none, as some default routes.
+func destination(r *netlink.Route) (netip.Prefix, bool) {
 	if r.Dst == nil {
-		return key, row, false
+		return netip.Prefix{}, false
 	}
-	addr, valid := netip.AddrFromSlice(r.Dst.IP)
-	if !valid {
-		return key, row, false
+	addr, ok := netip.AddrFromSlice(r.Dst.IP)
+	if !ok {
+		return netip.Prefix{}, false
 	}
-	bits, _ := r.Dst.Mask.Size()
 	if r.Family == netlink.FAMILY_V4 {
 		addr = addr.Unmap()
 	}
-	key.Prefix = agent.MakePrefix(netip.PrefixFrom(addr, bits))
+	bits, _ := r.Dst.Mask.Size()
+	return netip.PrefixFrom(addr, bits), true
+}
+
+// routeFromKernel is its inverse. ok is false for what none of our kinds can be:
+// a route with our protocol number and a metric that we never use.
+func routeFromKernel(r *netlink.Route, tunnel int) (key agent.RouteKey, row agent.RouteRow, ok bool) {
+	dst, ok := destination(r)
+	if !ok {
+		return key, row, false
+	}
+	key.Prefix = agent.MakePrefix(dst)
 	switch uint32(r.Priority) {
 	case metricPod:
 		key.Kind = agent.RoutePod
