@@ -350,10 +350,10 @@ func TestRealSource(t *testing.T) {
 	}
 }
 
-// A connection that breaks changes nothing; what happened meanwhile is learnt once it
-// is back, and nothing begins anew.
-func TestRealSourceCut(t *testing.T) {
-	r := openReal(t)
+// missed is a source that knows Services a and b, and has not heard, its connection
+// being broken, that c came and a went.
+func (r *realAPI) missed() (*wire, *delivered) {
+	r.t.Helper()
 	config, w := r.wired()
 	d := r.source(r.open(config))
 	r.service("a")
@@ -362,6 +362,14 @@ func TestRealSourceCut(t *testing.T) {
 	w.set(true)
 	r.service("c")
 	r.deleteService("a")
+	return w, d
+}
+
+// A connection that breaks changes nothing; what happened meanwhile is learnt once it
+// is back, and nothing begins anew.
+func TestRealSourceCut(t *testing.T) {
+	r := openReal(t)
+	w, d := r.missed()
 	r.soon("a problem", func() error {
 		if !strings.Contains(d.problem(), "does not answer about") {
 			return fmt.Errorf("problems: %q", d.problem())
@@ -385,14 +393,7 @@ func TestRealSourceRestartAndCompaction(t *testing.T) {
 	if os.Getenv("TOMBOLO_TEST_LAB") == "" || os.Getenv("TOMBOLO_TEST_RESTART") == "" {
 		t.Skip("TOMBOLO_TEST_LAB and TOMBOLO_TEST_RESTART do not say that the kube-apiserver of a lab may be stopped")
 	}
-	config, w := r.wired()
-	d := r.source(r.open(config))
-	r.service("a")
-	r.service("b")
-	r.expect(d, "two services", "Service a\nService b")
-	w.set(true)
-	r.service("c")
-	r.deleteService("a")
+	w, d := r.missed()
 	var at struct {
 		Header struct {
 			Revision string `json:"revision"`
