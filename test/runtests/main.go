@@ -29,11 +29,12 @@ type tally struct {
 	failedIn map[string]int
 	skipped  map[string]int  // by reason
 	broken   map[string]bool // packages that failed
+	crashed  map[string]bool // packages in which the race detector itself broke down
 }
 
 func main() {
 	begin := time.Now()
-	t := tally{output: map[key][]string{}, failedIn: map[string]int{}, skipped: map[string]int{}, broken: map[string]bool{}}
+	t := tally{output: map[key][]string{}, failedIn: map[string]int{}, skipped: map[string]int{}, broken: map[string]bool{}, crashed: map[string]bool{}}
 	ok := t.run(os.Args[1:])
 	if crashed := t.raceCrashes(); !ok && len(crashed) > 0 && len(crashed) == len(t.broken) {
 		// The race detector's own runtime broke down: nothing was found, and
@@ -87,15 +88,18 @@ func (t *tally) run(args []string) bool {
 // detector's runtime failed a check of its own.
 func (t *tally) raceCrashes() (packages []string) {
 	for pkg := range t.broken {
-		for k, lines := range t.output {
-			if k.pkg == pkg && strings.Contains(strings.Join(lines, ""), "ThreadSanitizer: CHECK failed") {
-				packages = append(packages, pkg)
-				break
-			}
+		if t.crashed[pkg] {
+			packages = append(packages, pkg)
 		}
 	}
 	slices.Sort(packages)
 	return packages
+}
+
+// detectorCrash says whether a line is what the race detector's runtime says when
+// it fails a check of its own, as before LLVM 15 and since.
+func detectorCrash(line string) bool {
+	return strings.Contains(line, "ThreadSanitizer: CHECK failed") || strings.Contains(line, "ThreadSanitizer CHECK failed")
 }
 
 // forget drops what is known of packages that are run again.
@@ -104,6 +108,7 @@ func (t *tally) forget(packages []string) {
 		t.failed -= t.failedIn[pkg]
 		delete(t.failedIn, pkg)
 		delete(t.broken, pkg)
+		delete(t.crashed, pkg)
 	}
 	for k := range t.output {
 		if slices.Contains(packages, k.pkg) {
@@ -118,6 +123,9 @@ func (t *tally) add(e event) {
 	case "output", "build-output":
 		if e.Action == "build-output" {
 			fmt.Print(e.Output)
+		}
+		if detectorCrash(e.Output) {
+			t.crashed[e.Package] = true
 		}
 		t.output[k] = append(t.output[k], e.Output)
 		return
@@ -138,13 +146,30 @@ func (t *tally) add(e event) {
 		} else {
 			t.broken[e.Package] = true
 			fmt.Printf("FAIL  %-52s %6.1fs\n", short(e.Package), e.Elapsed)
+			t.unfinished(e.Package)
 		}
 		fmt.Print(strings.Join(t.output[k], ""))
 	default:
 		return
 	}
-	if e.Test != "" && e.Action != "fail" {
+	if e.Test != "" {
 		delete(t.output, k)
+	}
+}
+
+// unfinished prints the last words of the tests of a package that began and did
+// not end: what ended the process is among them.
+func (t *tally) unfinished(pkg string) {
+	const most = 60 // lines a test
+	for k, lines := range t.output {
+		if k.pkg != pkg || k.test == "" || len(lines) == 0 {
+			continue
+		}
+		if len(lines) > most {
+			fmt.Printf("      %d lines before these are left out\n", len(lines)-most)
+			lines = lines[len(lines)-most:]
+		}
+		fmt.Print(strings.Join(lines, ""))
 	}
 }
 
