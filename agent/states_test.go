@@ -185,8 +185,8 @@ var deliveries = []delivery{{"each", true, false, false}, {"squashed", false, fa
 func TestStatesInEveryOrder(t *testing.T) {
 	states := statesUnderTest()
 	for last := range states {
-		if raced && last%2 == 1 {
-			continue // the race detector ends itself after so many events of a process
+		if raced && last%3 != 0 {
+			continue // the more events in a process, the likelier the race detector itself breaks down
 		}
 		var want string
 		for _, e := range expanders {

@@ -36,7 +36,11 @@ func main() {
 	begin := time.Now()
 	t := tally{output: map[key][]string{}, failedIn: map[string]int{}, skipped: map[string]int{}, broken: map[string]bool{}, crashed: map[string]bool{}}
 	ok := t.run(os.Args[1:])
-	if crashed := t.raceCrashes(); !ok && len(crashed) > 0 && len(crashed) == len(t.broken) {
+	for range 3 {
+		crashed := t.raceCrashes()
+		if ok || len(crashed) == 0 || len(crashed) != len(t.broken) {
+			break
+		}
 		// The race detector's own runtime broke down: nothing was found, and
 		// nothing was tested either.
 		fmt.Println("once more, as the race detector itself broke down:", strings.Join(crashed, " "))
