@@ -161,17 +161,16 @@ func (t *tally) add(e event) {
 	}
 }
 
-// unfinished prints the last words of the tests of a package that began and did
-// not end: what ended the process is among them.
+// unfinished prints what the tests of a package said that began and did not
+// end: what ended the process is among it.
 func (t *tally) unfinished(pkg string) {
-	const most = 60 // lines a test
+	const first, last = 40, 20 // lines a test: the cause is at the beginning of a dump, the end is what came just before
 	for k, lines := range t.output {
-		if k.pkg != pkg || k.test == "" || len(lines) == 0 {
+		if k.pkg != pkg || k.test == "" {
 			continue
 		}
-		if len(lines) > most {
-			fmt.Printf("      %d lines before these are left out\n", len(lines)-most)
-			lines = lines[len(lines)-most:]
+		if left := len(lines) - first - last; left > 0 {
+			lines = slices.Concat(lines[:first], []string{fmt.Sprintf("      %d lines are left out\n", left)}, lines[len(lines)-last:])
 		}
 		fmt.Print(strings.Join(lines, ""))
 	}
