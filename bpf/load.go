@@ -17,8 +17,9 @@ import (
 type Options struct {
 	// PinDir is a directory of a bpffs, ours alone; it is made if missing.
 	PinDir string
-	// CgroupPath is the cgroup (v2) whose sockets are translated. Empty: the root
-	// of the first cgroup2 mount (FindCgroup2).
+	// CgroupPath is the cgroup (v2) whose sockets are translated; a v1 root that has
+	// the v2 hierarchy as its folder "unified" stands for that. Empty: the root of
+	// the first cgroup2 mount (FindCgroup2).
 	CgroupPath string
 	Sizes      Sizes
 	// NoTCX attaches the tunnel by clsact although the kernel has tcx.
@@ -88,6 +89,10 @@ func Load(opts Options) (*Objects, error) {
 			return nil, err
 		}
 		cgroup = found
+	}
+	cgroup, err := cgroup2At(cgroup)
+	if err != nil {
+		return nil, err
 	}
 	o.feat.Cgroup = cgroup
 	if err := os.MkdirAll(opts.PinDir, 0o700); err != nil {

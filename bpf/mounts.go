@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,24 @@ func FindCgroup2() (string, error) {
 		return "", err
 	}
 	return "", errors.New("no cgroup2 file system is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or give its path")
+}
+
+// cgroup2At is where the cgroup2 hierarchy is that path names: path itself, or
+// its folder "unified", where systemd mounts it on nodes that still have v1
+// (systemd.unified_cgroup_hierarchy=0, "hybrid").
+func cgroup2At(path string) (string, error) {
+	for _, dir := range []string{path, filepath.Join(path, "unified")} {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err != nil && dir == path {
+			return "", fmt.Errorf("cgroup %s: %w", path, err)
+		}
+		if err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			return dir, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not a cgroup of version 2, and has no such hierarchy below it as \"unified\": "+
+		"give the path where cgroup2 is mounted (findmnt -t cgroup2), or mount it (mount -t cgroup2 none PATH)", path)
 }
 
 // unescape undoes mountinfo's octal escapes of white space and backslash.

@@ -33,9 +33,6 @@ func (c *Cluster) Tombolo(ctx context.Context, args ...string) (string, error) {
 // values are those of the chart for this cluster.
 func (c *Cluster) values() []string {
 	set := []string{"cluster.name=" + c.Name, "cluster.id=" + strconv.Itoa(c.Number)}
-	if c.world.Lab != nil {
-		set = append(set, "agent.cgroupRoot="+labCgroup())
-	}
 	if c.world.set != "" {
 		set = append(set, c.world.set)
 	}

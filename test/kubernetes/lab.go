@@ -172,12 +172,3 @@ func (l *Lab) Run(ctx context.Context, machine string, command ...string) (strin
 
 // echo is the workloads' program on this machine, for machines of the lab.
 func (l *Lab) echo() string { return filepath.Join(l.bin, "labecho") }
-
-// labCgroup is the root of a node's cgroup v2 tree: on a machine with both
-// versions it is not at the usual place.
-func labCgroup() string {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		return "/sys/fs/cgroup"
-	}
-	return "/sys/fs/cgroup/unified"
-}
