@@ -102,16 +102,31 @@ func (t *T) outside(how string, ip string, port int) ([]Answer, error) {
 		}
 		return answers(out), nil
 	}
-	network := map[string]string{"get": "tcp", "tcp": "tcp", "udp": "udp"}[how]
-	c, err := net.DialTimeout(network, hostPort(ip, port), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.ctx, 2*time.Second)
+	defer cancel()
+	if how == "get" {
+		get, err := http.NewRequestWithContext(ctx, "GET", url(ip, port), nil)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(get)
+		if err != nil {
+			return nil, err
+		}
+		defer answer.Body.Close()
+		body, err := io.ReadAll(answer.Body)
+		return answers(string(body)), err
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, how, hostPort(ip, port))
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * time.Second))
-	fmt.Fprintf(c, "%s\n", map[bool]string{true: "GET / HTTP/1.0\r\n\r", false: "hi"}[how == "get"])
+	defer conn.Close()
+	until, _ := ctx.Deadline()
+	conn.SetDeadline(until)
+	fmt.Fprintln(conn, "hi")
 	b := make([]byte, 4096)
-	n, err := c.Read(b)
+	n, err := conn.Read(b)
 	return answers(string(b[:n])), err
 }
 
@@ -132,6 +147,9 @@ func nodePort(t *T) {
 						got, err := t.outside(how, addr.String(), int(port))
 						if err != nil {
 							return err
+						}
+						if len(got) == 0 || got[0].Host == "" {
+							return errors.New("answered, but not by a pod of the case")
 						}
 						answered[got[0].Host] = true
 						if len(answered) < len(servers) {
