@@ -88,8 +88,18 @@ func (c *cli) dialAgentPod(ctx context.Context) (net.Conn, error) {
 	return cluster.Dial(ctx, targets[0])
 }
 
+// replica is what became of reaching one mesh API server.
+type replica struct {
+	admin pb.AdminClient
+	end   func()
+	leads bool
+	err   error
+}
+
 // adminPod connects to the admin socket of the mesh API server that leads; if
-// none does, to one that answers: all but held deletes can be done at any.
+// none does, to one that answers: all but held deletes can be done at any. All are
+// asked at once, as one on a node that has just lost its power answers nobody, and
+// is ready for Kubernetes for most of a minute.
 func (c *cli) adminPod(ctx context.Context) (pb.AdminClient, func(), error) {
 	cluster, err := c.cluster()
 	if err != nil {
@@ -99,33 +109,58 @@ func (c *cli) adminPod(ctx context.Context) (pb.AdminClient, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var errs []error
-	var best pb.AdminClient
-	done := func() {}
+	asking, enough := context.WithCancel(ctx)
+	defer enough()
+	replicas := make(chan replica, len(targets))
 	for _, t := range targets {
-		conn, err := cluster.Dial(ctx, t)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		admin, end, err := adminOver(conn)
-		if err != nil {
-			return nil, nil, err
-		}
-		if len(targets) == 1 || leads(ctx, admin) {
-			done()
-			return admin, end, nil
-		}
-		if best == nil {
-			best, done = admin, end
-		} else {
-			end()
+		go func() { replicas <- reachReplica(asking, cluster, t, len(targets) == 1) }()
+	}
+	var errs []error
+	var best *replica
+	for left := len(targets) - 1; left >= 0; left-- {
+		r := <-replicas
+		switch {
+		case r.err != nil:
+			errs = append(errs, r.err)
+		case r.leads:
+			if best != nil {
+				best.end()
+			}
+			go endAll(replicas, left)
+			return r.admin, r.end, nil
+		case best == nil:
+			best = &r
+		default:
+			r.end()
 		}
 	}
 	if best == nil {
 		return nil, nil, errors.Join(errs...)
 	}
-	return best, done, nil
+	return best.admin, best.end, nil
+}
+
+// reachReplica connects to one mesh API server and asks whether it leads; the only
+// one is taken for the leader.
+func reachReplica(ctx context.Context, cluster *pod.Cluster, t pod.Target, only bool) replica {
+	conn, err := cluster.Dial(ctx, t)
+	if err != nil {
+		return replica{err: err}
+	}
+	admin, end, err := adminOver(conn)
+	if err != nil {
+		return replica{err: err}
+	}
+	return replica{admin: admin, end: end, leads: only || leads(ctx, admin)}
+}
+
+// endAll takes what nobody waits for any more.
+func endAll(replicas <-chan replica, n int) {
+	for range n {
+		if r := <-replicas; r.err == nil {
+			r.end()
+		}
+	}
 }
 
 func leads(ctx context.Context, admin pb.AdminClient) bool {
