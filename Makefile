@@ -15,7 +15,7 @@ KUBE_LD    = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X 
 
 IMAGE    = tombolo.io/tombolo
 
-.PHONY: build image demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes kustomize generate clean help
+.PHONY: build image demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes test-kube-apiserver kustomize generate clean help
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ $(BIN)/kube-proxy: test/bench/kubeproxy/go.mod # some minutes, once
 
 kubernetes-lab: ## build real Kubernetes for test-kubernetes, once, 20 minutes; into .cache/kubernetes, or LAB_BIN=…
 	test/kubernetes/lab/build.sh
+
+test-kube-apiserver: ## the Go tests that want a real kube-apiserver, which they restart; needs root and kubernetes-lab
+	test/kubernetes/kube-apiserver.sh
 
 # Further: DUAL=1 RUN=… KEEP=1 LIST=1 ECHO_IMAGE=… SET=key=value,… LAB_BIN=…
 test-kubernetes: $(if $(LIST),,build image) ## install, join, break and remove Tombolo on real Kubernetes, needs root and kubernetes-lab; or CONTEXTS=a,b
