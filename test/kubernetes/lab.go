@@ -55,7 +55,11 @@ func (w *World) openLab(ctx context.Context) error {
 	if w.janitor, err = keep(w); err != nil {
 		return err
 	}
-	if err := w.Lab.up(ctx, w.image, w.dual, w.out); err != nil {
+	images := []string{w.image}
+	if w.otherImage != "" {
+		images = append(images, w.otherImage)
+	}
+	if err := w.Lab.up(ctx, images, w.dual, w.out); err != nil {
 		return fmt.Errorf("the lab did not come up: %w", err)
 	}
 	return w.addLabClusters()
@@ -71,13 +75,17 @@ func (w *World) addLabClusters() error {
 	return nil
 }
 
-func (l *Lab) up(ctx context.Context, image string, dual bool, out io.Writer) error {
-	image, err := filepath.Abs(image)
-	if err != nil {
-		return err
-	}
-	if _, err := os.Stat(image); err != nil {
-		return fmt.Errorf("%w: `make image` makes it", err)
+func (l *Lab) up(ctx context.Context, images []string, dual bool, out io.Writer) error {
+	var paths []string
+	for _, image := range images {
+		path, err := filepath.Abs(image)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%w: `make image` makes it", err)
+		}
+		paths = append(paths, path)
 	}
 	port, err := freePorts(2)
 	if err != nil {
@@ -88,7 +96,7 @@ func (l *Lab) up(ctx context.Context, image string, dual bool, out io.Writer) er
 		args = append(args, "--dual")
 	}
 	fmt.Fprintf(out, "lab: %s\n", strings.Join(args, " "))
-	return l.script(ctx, out, []string{"LAB_IMAGES=" + image, "LAB_PORT_BASE=" + strconv.Itoa(port-1)}, "up.sh", args...)
+	return l.script(ctx, out, []string{"LAB_IMAGES=" + strings.Join(paths, " "), "LAB_PORT_BASE=" + strconv.Itoa(port-1)}, "up.sh", args...)
 }
 
 // freePorts finds n free ports in a row, below those that the kernel gives to clients.
