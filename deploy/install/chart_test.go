@@ -39,6 +39,9 @@ func render(t *testing.T, set ...string) (string, string, error) {
 	return Render(t.Context(), RenderOptions{Version: "v1.2.3", Namespace: DefaultNamespace, Kubernetes: "v1.37.0"}, valuesOf(t, set...))
 }
 
+// chained are values of a cluster whose pods another CNI connects.
+var chained = []string{"cni.mode=chained", "cluster.podPrefixes={100.64.0.0/16}", "cluster.tunnelPrefixes={10.255.0.0/20}"}
+
 // cases are the shapes that users choose between.
 var cases = map[string][]string{
 	"default":  nil,
@@ -49,6 +52,7 @@ var cases = map[string][]string{
 	"none":     {"cni.mode=none", "cluster.podPrefixes={10.64.0.0/16,fd10:1::/56}", "mcs.enabled=false", "mcs.installCRDs=false"},
 	"special": {"agent.mountBPFFS=true", "agent.extraCapabilities={DAC_OVERRIDE}", "image.digest=sha256:" + strings.Repeat("0", 64), "image.pullSecrets={pull}",
 		"ca.certManager.enabled=true", "mcs.dnsPort=1053", "apiserver.storage.type=persistentVolumeClaim", "apiserver.storage.storageClassName=local"},
+	"chained": append(chained, "cni.chain=10-aws.conflist"),
 	"cleanup": {"cleanup.enabled=true"},
 }
 
@@ -150,7 +154,12 @@ func TestRefused(t *testing.T) {
 		{[]string{"etcd.mode=external"}, "etcd.external.endpoints is empty"},
 		{[]string{"etcd.mode=external", "etcd.external.endpoints={http://e:2379}"}, "/etcd/external/endpoints/0"},
 		{[]string{"etcd.mode=external", "etcd.external.endpoints={https://e:2379}"}, "etcd.external.secretName is empty"},
-		{[]string{"cni.mode=chained"}, "not there yet"},
+		{[]string{"cni.mode=chained"}, "/cluster/podPrefixes"},
+		{[]string{"cni.mode=chained", "cluster.podPrefixes={10.64.0.0/16}"}, "/cluster/tunnelPrefixes"},
+		{[]string{"cluster.podPrefixes={10.64.0.0/16}", "cluster.tunnelPrefixes={10.65.0.0/16}"}, "/cluster/tunnelPrefixes"},
+		{append(chained, "agent.encrypt=all"), "/agent/encrypt"},
+		{append(chained, "agent.xdp={eth0}"), "/agent/xdp"},
+		{[]string{"cni.chain=10-aws.conflist"}, "/cni/chain"},
 		{[]string{"cni.mode=both"}, "/cni/mode"},
 		{[]string{"cni.confName=x.conf"}, "/cni/confName"},
 		{[]string{"agent.extraCapabilities={CAP_SYS_PTRACE}"}, "/agent/extraCapabilities/0"},

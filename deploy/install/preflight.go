@@ -53,6 +53,7 @@ func preflight(f facts) []Finding {
 	}
 	out = append(out, serverFinding(f))
 	out = append(out, otherFindings(f)...)
+	out = append(out, maskFindings(f)...)
 	if len(f.Nodes) == 0 {
 		out = append(out, Finding{What: "nodes", Level: levelError, Why: "the cluster has none", Fix: "let its nodes register first"})
 	}

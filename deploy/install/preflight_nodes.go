@@ -20,17 +20,44 @@ var otherCNI = map[string]string{
 // DaemonSet, such as the one in k3s.
 var traces = map[string]string{"flannel.alpha.coreos.com/backend-type": "Flannel", "projectcalico.org/IPv4Address": "Calico", "k8s.ovn.org/node-subnets": "OVN-Kubernetes"}
 
+// maskers are DaemonSets that masquerade what pods send to addresses that they do not know as pods', and how
+// they are told of the mesh's.
+var maskers = map[string]string{
+	"aws-node":            "set its AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS to them (or AWS_VPC_K8S_CNI_EXTERNALSNAT=true)",
+	"ip-masq-agent":       "add them to nonMasqueradeCIDRs in its ConfigMap ip-masq-agent",
+	"azure-ip-masq-agent": "add them to nonMasqueradeCIDRs in a ConfigMap of its own beside azure-ip-masq-agent-config",
+}
+
+// maskFindings are about who hides pods' addresses beside Tombolo chained. Most of what goes to the mesh passes
+// it by, as it goes into the tunnel before the stack; packets too large for the tunnel do not.
+func maskFindings(f facts) (out []Finding) {
+	if f.Set.CNI.Mode != "chained" {
+		return nil
+	}
+	for _, name := range f.DaemonSets {
+		_, short, _ := strings.Cut(name, "/")
+		if fix := maskers[short]; fix != "" {
+			out = append(out, Finding{What: "masquerading", Level: levelWarning,
+				Why: "DaemonSet " + name + " masquerades what pods send outside; whether it spares the pod and tunnel prefixes of the mesh is not looked at, and packets too large for the tunnel would reach other clusters from a node's address",
+				Fix: fix})
+		}
+	}
+	return out
+}
+
 // otherFindings are about what else does Tombolo's work.
 func otherFindings(f facts) (out []Finding) {
 	seen := make(map[string]bool)
+	proxy, chained := false, f.Set.CNI.Mode == "chained"
 	for _, name := range f.DaemonSets {
 		_, short, _ := strings.Cut(name, "/")
+		proxy = proxy || short == "kube-proxy"
 		if other := otherCNI[short]; other != "" && f.Set.CNI.Mode == "main" {
 			seen[other] = true
 			out = append(out, Finding{What: "CNI", Level: levelError, Why: other + " is there (DaemonSet " + name + ")",
-				Fix: "remove it; or leave pods' interfaces to it, see cni.mode"})
+				Fix: "remove it; or leave pods' interfaces to it with cni.mode=chained"})
 		}
-		if short == "kube-proxy" {
+		if short == "kube-proxy" && !chained {
 			out = append(out, Finding{What: "service proxy", Level: levelWarning, Why: "kube-proxy is there; Tombolo does its work, and the two do it twice",
 				Fix: "delete DaemonSet " + name + " once Tombolo runs"})
 		}
@@ -42,12 +69,17 @@ func otherFindings(f facts) (out []Finding) {
 				Fix: "make sure that it is gone, with its file in /etc/cni/net.d (k3s: --flannel-backend=none)"})
 		}
 	}
-	if slices.ContainsFunc(f.Nodes, func(n corev1.Node) bool { return strings.Contains(n.Status.NodeInfo.KubeletVersion, "+k3s") }) {
+	k3s := slices.ContainsFunc(f.Nodes, func(n corev1.Node) bool { return strings.Contains(n.Status.NodeInfo.KubeletVersion, "+k3s") })
+	if chained && !proxy && !k3s {
+		out = append(out, Finding{What: "service proxy", Level: levelWarning, Why: "no DaemonSet kube-proxy is there; with cni.mode=chained node ports and load balancers are its work",
+			Fix: "see that it runs in another way, or do without node ports"})
+	}
+	if k3s && !chained {
 		out = append(out, Finding{What: "service proxy", Level: levelWarning, Why: "k3s has kube-proxy and a network policy controller within; whether they are off is not to be seen",
 			Fix: "start its servers with --disable-kube-proxy --disable-network-policy"})
 	}
 	if len(out) == 0 {
-		out = append(out, Finding{What: "CNI", Level: levelOK, Why: "no other is to be seen, nor kube-proxy"})
+		out = append(out, Finding{What: "CNI", Level: levelOK, Why: map[bool]string{false: "no other is to be seen, nor kube-proxy", true: "another one connects the pods, kube-proxy is there"}[chained]})
 	}
 	return out
 }

@@ -57,7 +57,14 @@ func TestPreflight(t *testing.T) {
 		{"three servers", func(f *facts) { f.Servers = append(f.Servers, "10.0.0.2:6443") }, levelWarning, "10.0.0.1:6443, 10.0.0.2:6443"},
 		{"three servers behind one", func(f *facts) { f.Servers, f.Server = append(f.Servers, "10.0.0.2:6443"), "api.example.com:443" }, "", ""},
 		{"Calico", func(f *facts) { f.DaemonSets = []string{"kube-system/calico-node"} }, levelError, "Calico is there"},
-		{"Calico, chained", func(f *facts) { f.DaemonSets, f.Set.CNI.Mode = []string{"kube-system/calico-node"}, "chained" }, "", ""},
+		{"Calico, chained", func(f *facts) {
+			f.DaemonSets, f.Set.CNI.Mode = []string{"kube-system/calico-node", "kube-system/kube-proxy"}, "chained"
+		}, "", ""},
+		{"no kube-proxy, chained", func(f *facts) { f.Set.CNI.Mode = "chained" }, levelWarning, "no DaemonSet kube-proxy is there"},
+		{"masquerading, chained", func(f *facts) {
+			f.DaemonSets, f.Set.CNI.Mode = []string{"kube-system/ip-masq-agent", "kube-system/kube-proxy"}, "chained"
+		}, levelWarning, "DaemonSet kube-system/ip-masq-agent masquerades"},
+		{"masquerading, not chained", func(f *facts) { f.DaemonSets = []string{"kube-system/ip-masq-agent"} }, "", ""},
 		{"Flannel within k3s", func(f *facts) {
 			f.Nodes[1].Annotations = map[string]string{"flannel.alpha.coreos.com/backend-type": "vxlan"}
 		}, levelWarning, "node n2 has its annotation"},
@@ -69,7 +76,10 @@ func TestPreflight(t *testing.T) {
 		{"old containerd", func(f *facts) { f.Nodes[0].Status.NodeInfo.ContainerRuntimeVersion = "containerd://1.6.20~ds1" }, "", ""},
 		{"another runtime", func(f *facts) { f.Nodes[0].Status.NodeInfo.ContainerRuntimeVersion = "cri-o://1.33.0" }, levelWarning, "cri-o://1.33.0"},
 		{"no prefixes", func(f *facts) { f.Nodes[0].Spec.PodCIDRs = nil }, levelError, "no podCIDRs"},
-		{"no prefixes, chained", func(f *facts) { f.Nodes[0].Spec.PodCIDRs, f.Set.CNI.Mode = nil, "chained" }, "", ""},
+		{"no prefixes, chained", func(f *facts) {
+			f.Nodes[0].Spec.PodCIDRs, f.Set.CNI.Mode = nil, "chained"
+			f.DaemonSets = []string{"kube-system/kube-proxy"}
+		}, "", ""},
 		{"no prefix", func(f *facts) { f.Nodes[0].Spec.PodCIDRs = []string{"10.64"} }, levelError, "10.64 of node n1 is no prefix"},
 		{"one prefix twice", func(f *facts) { f.Nodes[1].Spec.PodCIDRs = []string{"10.64.0.128/25"} }, levelError, "overlap"},
 		{"node among pods", func(f *facts) { f.Nodes[1].Status.Addresses[1].Address = "10.64.0.2" }, levelError, "node n2 has 10.64.0.2"},

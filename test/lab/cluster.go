@@ -33,6 +33,8 @@ type Cluster struct {
 	admin     *grpc.ClientConn
 	extra     []string // further flags of the mesh API server
 	outsiders int      // machines beside the nodes
+
+	chain func(*Pod) Object // see Chain; nil = Tombolo connects the pods
 }
 
 // AddCluster makes the hosts of a cluster and its manifests; nothing runs yet.

@@ -29,8 +29,11 @@ func Namespace(name string) Object {
 	return Object{"apiVersion": "v1", "kind": "Namespace", "metadata": Object{"name": name}}
 }
 
-// NodeObject is a Node with its pod prefixes.
+// NodeObject is a Node with its pod prefixes; none = another CNI has no use for them.
 func NodeObject(name string, prefixes []netip.Prefix) Object {
+	if len(prefixes) == 0 {
+		return Object{"apiVersion": "v1", "kind": "Node", "metadata": Object{"name": name}}
+	}
 	return Object{"apiVersion": "v1", "kind": "Node", "metadata": Object{"name": name},
 		"spec": Object{"podCIDR": prefixes[0].String(), "podCIDRs": prefixes}}
 }

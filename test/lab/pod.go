@@ -35,6 +35,7 @@ type Pod struct {
 	node *Node
 	host *host
 	main *Process
+	prev json.RawMessage // what the plugin before Tombolo's made of it, in a chained cluster
 }
 
 // AddPod makes a pod the way Kubernetes does: the object first, then CNI ADD on
@@ -72,18 +73,7 @@ func (p *Pod) boot(ctx context.Context) (err error) {
 func (p *Pod) CNI(ctx context.Context, command string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","socket":%q}`, p.node.Socket())
-	if command == "CHECK" {
-		return fmt.Errorf("the lab keeps no previous result for CHECK")
-	}
-	out, err := p.node.host.run(ctx, []string{
-		"CNI_COMMAND=" + command,
-		"CNI_CONTAINERID=" + p.UID,
-		"CNI_NETNS=" + p.host.netnsPath(),
-		"CNI_IFNAME=eth0",
-		"CNI_PATH=" + p.node.cluster.lab.opts.BinDir,
-		fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s", p.Namespace, p.Name, p.UID),
-	}, conf, filepath.Join(p.node.cluster.lab.opts.BinDir, "tombolo-cni"))
+	out, err := p.runCNI(ctx, command)
 	if err != nil || command != "ADD" {
 		return err
 	}
@@ -103,6 +93,29 @@ func (p *Pod) CNI(ctx context.Context, command string) error {
 		return fmt.Errorf("CNI ADD gave pod %s no address: %s", p.Name, out)
 	}
 	return nil
+}
+
+func (p *Pod) runCNI(ctx context.Context, command string) (string, error) {
+	if p.node.cluster.chain != nil {
+		return p.chained(ctx, command)
+	}
+	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"tombolo","type":"tombolo-cni","socket":%q}`, p.node.Socket())
+	if command == "CHECK" {
+		return "", fmt.Errorf("the lab keeps no previous result for CHECK")
+	}
+	return p.node.host.run(ctx, p.cniEnv(command), conf, filepath.Join(p.node.cluster.lab.opts.BinDir, "tombolo-cni"))
+}
+
+// cniEnv is what a runtime says of the pod.
+func (p *Pod) cniEnv(command string) []string {
+	return []string{
+		"CNI_COMMAND=" + command,
+		"CNI_CONTAINERID=" + p.UID,
+		"CNI_NETNS=" + p.host.netnsPath(),
+		"CNI_IFNAME=eth0",
+		"CNI_PATH=" + p.node.cluster.lab.opts.BinDir + ":" + CNIDir,
+		fmt.Sprintf("CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s", p.Namespace, p.Name, p.UID),
+	}
 }
 
 // Exec starts a process in the pod.

@@ -89,6 +89,5 @@ port: {{ $port | default 6443 | int }}
 {{- if not $v.etcd.external.endpoints }}{{ fail "etcd.external.endpoints is empty: give the URLs of the etcd, or set etcd.mode to embedded" }}{{ end }}
 {{- if not $v.etcd.external.secretName }}{{ fail "etcd.external.secretName is empty: name the Secret with the etcd's ca.crt and the client's tls.crt and tls.key" }}{{ end }}
 {{- end -}}
-{{- if eq $v.cni.mode "chained" }}{{ fail "cni.mode=chained is not there yet: set it to main, with no other CNI plugin in the cluster, or to none" }}{{ end -}}
 {{- if and $v.metrics.podMonitor.enabled (not $v.metrics.expose) }}{{ fail "metrics.podMonitor.enabled needs metrics.expose: on loopback Prometheus reaches nothing" }}{{ end -}}
 {{- end }}
