@@ -3,6 +3,7 @@ package cni
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,9 +44,10 @@ type Installer struct {
 
 // outcome is what the last Ensure came to.
 type outcome struct {
-	problem error
-	waiting error  // what Ready said: there is no configuration yet
-	rival   string // what the runtime takes instead of ours
+	problem     error
+	waiting     error  // what Ready said: there is no configuration yet
+	rival       string // what the runtime takes instead of ours
+	masquerades string // what hides pods' addresses, where ours is chained
 }
 
 // copied remembers what both programs looked like when they were equal, so that they
@@ -58,7 +60,7 @@ func (i *Installer) Ensure(ctx context.Context) (there bool, err error) {
 	var now outcome
 	there, now.waiting, now.problem = i.ensure(ctx)
 	if there {
-		now.rival = i.rival()
+		now.rival, now.masquerades = i.rival(), i.masquerades()
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -139,6 +141,27 @@ func (i *Installer) findOther() (name string, text []byte, err error) {
 		return "", nil, errors.Join(fmt.Errorf("no configuration %s of another CNI plugin in %s to chain to", i.Other, i.ConfDir), bad)
 	}
 	return "", nil, errors.Join(fmt.Errorf("no configuration of another CNI plugin in %s to chain to", i.ConfDir), bad)
+}
+
+// masquerades names the plugin among those that are chained to that hides pods' addresses.
+func (i *Installer) masquerades() string {
+	if !i.Own.Chained {
+		return ""
+	}
+	name, text, err := i.findOther()
+	if err != nil {
+		return "" // a problem of its own
+	}
+	_, plugins, _ := parseList(text)
+	for _, p := range plugins {
+		var conf struct {
+			IPMasq bool `json:"ipMasq"`
+		}
+		if json.Unmarshal(p, &conf) == nil && conf.IPMasq {
+			return "plugin " + pluginType(p) + " in " + name
+		}
+	}
+	return ""
 }
 
 // configurations are the names of the files that runtimes read, in their order.
@@ -286,6 +309,11 @@ func (i *Installer) Problems() (out []clustermesh.Problem) {
 		out = append(out, clustermesh.Problem{What: "the container runtime uses another CNI configuration: new pods are not Tombolo's",
 			Why: fmt.Sprintf("in %s %s comes before Tombolo's, and runtimes take the first", i.ConfDir, last.rival),
 			Fix: "remove it with the CNI plugin that it belongs to, or give --cni-conf-name a name that comes first; or use --cni-mode=chained to keep that plugin"})
+	}
+	if last.masquerades != "" {
+		out = append(out, clustermesh.Problem{What: "the other CNI plugin masquerades pods: on other nodes policy takes them for their node",
+			Why: last.masquerades + " has ipMasq, which hides a pod's address from all but its own node's range",
+			Fix: "set ipMasq to false there, and masquerade only what leaves the cluster and the mesh (ip-masq-agent's nonMasqueradeCIDRs, or a rule of your own); pods from before keep theirs until they are made anew"})
 	}
 	return out
 }

@@ -205,6 +205,16 @@ func TestChain(t *testing.T) {
 	if !strings.Contains(string(n.chosen().Plugins[0].Bytes), "1300") {
 		t.Error("the other's change was not followed")
 	}
+	n.conf("10-ptp.conf", `{"cniVersion":"1.0.0","name":"pods","type":"ptp","ipMasq":true}`)
+	n.ensure(true)
+	if p := n.Problems(); len(p) != 1 || !strings.Contains(p[0].Why, "plugin ptp in 10-ptp.conf has ipMasq") {
+		t.Errorf("pods are masqueraded, and the problems are %v", p)
+	}
+	n.conf("10-ptp.conf", `{"cniVersion":"1.0.0","name":"pods","type":"ptp","ipMasq":false}`)
+	n.ensure(true)
+	if p := n.Problems(); len(p) != 0 {
+		t.Errorf("pods are not masqueraded any more: %v", p)
+	}
 	// By name, of the network or of the file.
 	for _, other := range []string{"last", "20-last.conflist"} {
 		n.Other = other
