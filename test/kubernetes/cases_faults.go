@@ -21,8 +21,8 @@ var lifeCases = []Case{
 var faultCases = []Case{
 	{Name: "kube-apiserver-down", Claim: "without its kube-apiserver a cluster's traffic goes on, and what changed meanwhile is there afterwards", Needs: []Need{NeedsLab}, Run: apiDown},
 	{Name: "partition", Claim: "a partition between clusters is left within seconds, and healed by itself", Needs: []Need{NeedsLab}, Run: partition},
-	{Name: "node-power-cut", Claim: "a node without power is left within seconds, and is back when booted", Needs: []Need{NeedsLab, NeedsTwoNodes}, Run: nodePowerCut},
-	{Name: "cluster-power-cut", Claim: "a whole cluster without power is left within seconds, and comes back by itself: no bootstrap cycle", Needs: []Need{NeedsLab}, Run: clusterPowerCut},
+	{Name: "node-power-cut", Claim: "a node without power is left within seconds, and is back when booted", Needs: []Need{NeedsLab, NeedsMain, NeedsTwoNodes}, Run: nodePowerCut},
+	{Name: "cluster-power-cut", Claim: "a whole cluster without power is left within seconds, and comes back by itself: no bootstrap cycle", Needs: []Need{NeedsLab, NeedsMain}, Run: clusterPowerCut},
 }
 
 // loads are of a client on each cluster's first node: on a pod across nodes, and on

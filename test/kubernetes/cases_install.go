@@ -7,7 +7,7 @@ import (
 )
 
 var installCases = []Case{
-	{Name: "install", Claim: "one command installs Tombolo from its chart, as the only CNI and service proxy", Always: true, Run: install},
+	{Name: "install", Claim: "one command installs Tombolo from its chart, as the only CNI and service proxy, or chained beside others", Always: true, Run: install},
 	{Name: "nodes-ready", Claim: "all nodes are Ready", Always: true, Run: nodesReady},
 	{Name: "join", Claim: "two clusters join by an invitation and a token, one command a side", Always: true, Run: join},
 	{Name: "kube-system", Claim: "what the cluster itself runs is ready: its DNS", Run: kubeSystem},
@@ -17,6 +17,9 @@ func install(t *T) {
 	if t.installed {
 		t.Note("it was there already")
 		return
+	}
+	if t.chained {
+		connectBefore(t)
 	}
 	for _, c := range t.Clusters {
 		begin := time.Now()

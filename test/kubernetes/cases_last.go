@@ -15,8 +15,9 @@ var lastCases = []Case{
 	{Name: "mesh-peer", Claim: "clusters join by MeshPeers, a token Secret and kubectl wait, as GitOps does, and part when a MeshPeer is deleted", Run: meshPeer},
 	{Name: "go-tests", Claim: "the Go tests that want a real kube-apiserver pass on this one", Run: goTests},
 	{Name: "idle-cost", Claim: "what Tombolo costs when nothing happens: memory, CPU and watches, per node and per control plane", Needs: []Need{NeedsLab}, Run: idleCost},
-	{Name: "uninstall", Claim: "uninstalled, a node is as it was: no programs, maps, devices, routes, rules, files", Needs: []Need{NeedsLab}, Run: uninstall},
-	{Name: "idle-yardstick", Claim: "what kube-proxy and the reference CNI plugins cost in the same cluster, Tombolo being gone", Needs: []Need{NeedsLab, NeedsUninstalled}, Run: idleYardstick},
+	{Name: "uninstall", Claim: "uninstalled, a node is as it was: no programs, maps, devices, routes, rules, files", Needs: []Need{NeedsLab, NeedsMain}, Run: uninstall},
+	{Name: "uninstall-chained", Claim: "uninstalled beside another CNI plugin, that one's configuration is as it was, and pods keep addresses and network", Needs: []Need{NeedsLab, NeedsChained}, Run: uninstallChained},
+	{Name: "idle-yardstick", Claim: "what kube-proxy and the reference CNI plugins cost in the same cluster, Tombolo being gone", Needs: []Need{NeedsLab, NeedsMain, NeedsUninstalled}, Run: idleYardstick},
 }
 
 // NeedsUninstalled is for cases that put something else in Tombolo's place.
@@ -56,7 +57,10 @@ func goTests(t *T) {
 	t.Note("%d tests passed", ran)
 }
 
-func uninstall(t *T) {
+func uninstall(t *T) { uninstalls(t, nil) }
+
+// uninstalls takes Tombolo away; others are the devices of somebody else.
+func uninstalls(t *T, others []string) {
 	for _, c := range t.Clusters {
 		_, err := c.Tombolo(t.ctx, "uninstall")
 		t.OK(err, "uninstall")
@@ -64,7 +68,11 @@ func uninstall(t *T) {
 	for _, c := range t.Clusters {
 		for _, n := range c.Nodes {
 			t.Within(time.Minute, n.Name+" is as it was", func() error {
-				left := t.Lab.leftOn(t, n.Name)
+				left := slices.DeleteFunc(t.Lab.leftOn(t, n.Name), func(line string) bool {
+					return slices.ContainsFunc(others, func(dev string) bool {
+						return strings.HasPrefix(line, "device "+dev) || strings.HasPrefix(line, "route ") && strings.Contains(line, " dev "+dev)
+					})
+				})
 				if len(left) > 0 {
 					return errors.New(strings.Join(left, "; "))
 				}
@@ -84,6 +92,7 @@ func (l *Lab) leftOn(t *T, machine string) []string {
 		"rule":       `for f in -4 -6; do ip $f rule | grep -v -e 'lookup local' -e 'lookup main' -e 'lookup default' || true; done`,
 		"pin":        `find /sys/fs/bpf -mindepth 1 -not -name maps.debug -not -name progs.debug`,
 		"file":       `find /etc/cni/net.d /opt/cni/bin /run/tombolo /var/lib/tombolo -iname '*tombolo*' 2>/dev/null || true`,
+		"mark":       `ip -o link | grep -o 'alias tombolo.*' || true`,
 		"nft table":  `nft list tables 2>/dev/null | grep -i tombolo || true`,
 		"tc program": `tc filter show dev eth0 ingress; tc filter show dev eth0 egress; tc qdisc show dev eth0 | grep clsact || true`,
 		"namespace":  `ls /run/netns 2>/dev/null | grep -i tombolo || true`,

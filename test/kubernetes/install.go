@@ -33,6 +33,9 @@ func (c *Cluster) Tombolo(ctx context.Context, args ...string) (string, error) {
 // values are those of the chart for this cluster.
 func (c *Cluster) values() []string {
 	set := []string{"cluster.name=" + c.Name, "cluster.id=" + strconv.Itoa(c.Number)}
+	if c.world.chained {
+		set = append(set, c.chainedValues()...)
+	}
 	if c.world.set != "" {
 		set = append(set, c.world.set)
 	}

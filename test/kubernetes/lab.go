@@ -25,7 +25,8 @@ type Lab struct {
 	borrow  bool // somebody else's: used and left
 }
 
-// openLab brings up two clusters of two nodes with neither CNI nor kube-proxy.
+// openLab brings up two clusters of two nodes with neither CNI nor kube-proxy; for
+// Tombolo chained, with both.
 func (w *World) openLab(ctx context.Context) error {
 	bin, err := filepath.Abs(w.labBin)
 	if err != nil {
@@ -59,7 +60,7 @@ func (w *World) openLab(ctx context.Context) error {
 	if w.otherImage != "" {
 		images = append(images, w.otherImage)
 	}
-	if err := w.Lab.up(ctx, images, w.dual, w.out); err != nil {
+	if err := w.Lab.up(ctx, images, w.options, w.out); err != nil {
 		return fmt.Errorf("the lab did not come up: %w", err)
 	}
 	return w.addLabClusters()
@@ -75,7 +76,7 @@ func (w *World) addLabClusters() error {
 	return nil
 }
 
-func (l *Lab) up(ctx context.Context, images []string, dual bool, out io.Writer) error {
+func (l *Lab) up(ctx context.Context, images []string, o options, out io.Writer) error {
 	var paths []string
 	for _, image := range images {
 		path, err := filepath.Abs(image)
@@ -91,12 +92,19 @@ func (l *Lab) up(ctx context.Context, images []string, dual bool, out io.Writer)
 	if err != nil {
 		return err
 	}
-	args := []string{"-c", "2", "-n", "2", "--skip-cni", "--skip-proxy", "--mcs", "--dns"}
-	if dual {
+	args := []string{"-c", "2", "-n", "2", "--skip-cni", "--mcs", "--dns"}
+	if o.dual {
 		args = append(args, "--dual")
 	}
+	if !o.chained {
+		args = append(args, "--skip-proxy")
+	}
 	fmt.Fprintf(out, "lab: %s\n", strings.Join(args, " "))
-	return l.script(ctx, out, []string{"LAB_IMAGES=" + strings.Join(paths, " "), "LAB_PORT_BASE=" + strconv.Itoa(port-1)}, "up.sh", args...)
+	env := []string{"LAB_IMAGES=" + strings.Join(paths, " "), "LAB_PORT_BASE=" + strconv.Itoa(port-1)}
+	if err := l.script(ctx, out, env, "up.sh", args...); err != nil || !o.chained {
+		return err
+	}
+	return errors.Join(l.script(ctx, out, nil, "network.sh", "c1"), l.script(ctx, out, nil, "network.sh", "c2", "elsewhere"))
 }
 
 // freePorts finds n free ports in a row, below those that the kernel gives to clients.

@@ -33,6 +33,7 @@ type options struct {
 	set        string // of the chart, as helm's --set takes it
 	logs       string
 	dual       bool
+	chained    bool
 	keep       bool
 	installed  bool
 	list       bool
@@ -75,6 +76,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.set, "set", "", "further values of the chart, as key=value,key=value: where your distribution has its CNI folders, say")
 	f.StringVar(&o.logs, "logs", "bin/test-kubernetes", "folder for what is known about cases that failed")
 	f.BoolVar(&o.dual, "dual", false, "IPv4 and IPv6")
+	f.BoolVar(&o.chained, "chained", false, "another CNI plugin connects the pods and kube-proxy is there, Tombolo comes beside them (in a lab)")
 	f.BoolVar(&o.keep, "keep", false, "leave everything as it is at the end")
 	f.BoolVar(&o.installed, "installed", false, "Tombolo is there and joined already")
 	f.BoolVar(&o.list, "list", false, "list the cases")
@@ -87,6 +89,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	}
 	if o.contexts != "" && len(strings.Split(o.contexts, ",")) != 2 {
 		return o, fmt.Errorf("-contexts %q: give two contexts of the kubeconfig, as kind-a,kind-b", o.contexts)
+	}
+	if o.chained && o.contexts != "" {
+		return o, errors.New("-chained is the lab's: of clusters that are there, give their own prefixes by -set")
 	}
 	var err error
 	if o.run, err = regexp.Compile(run); err != nil {

@@ -32,7 +32,8 @@ type World struct {
 	begin    time.Time
 	janitor  *keeper
 
-	uninstalled bool // Tombolo was installed and is gone again
+	uninstalled bool       // Tombolo was installed and is gone again
+	before      *plainPods // chained: what was there before Tombolo; nil if that was not seen
 }
 
 // Cluster is a cluster and its clients. Number is its cluster ID in the mesh.
