@@ -80,9 +80,10 @@ type Client struct {
 	leaf    *certs.Leaf
 	self    Self
 	conn    *grpc.ClientConn
-	at      int   // which of the mesh addresses conn leads to
-	problem error // of the last attempt; nil = it succeeded
-	lost    bool  // a connection broke, and none has stood since
+	at      int           // which of the mesh addresses conn leads to
+	problem error         // of the last attempt; nil = it succeeded
+	lost    bool          // a connection broke, and none has stood since
+	again   time.Duration // how soon the server wants to hear from this node; 0 = it has not said
 }
 
 // Open reads what the disk holds. It needs no server. Facts that cannot be read

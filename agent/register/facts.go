@@ -1,6 +1,8 @@
 package register
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +27,20 @@ type Facts struct {
 	Number          uint16         `json:"number"`
 	PodPrefixes     []netip.Prefix `json:"podPrefixes"`
 	TunnelAddresses []netip.Addr   `json:"tunnelAddresses"` // one in each pod prefix
+	// GossipKeys are what the cluster's agents gossip by, the one to encrypt by first.
+	GossipKeys [][]byte `json:"gossipKeys,omitempty"`
+}
+
+const gossipKeySize = 32
+
+// gossipKeyIDs name the keys without telling them: the first 8 bytes of their
+// SHA-256.
+func (f Facts) gossipKeyIDs() (ids []uint64) {
+	for _, k := range f.GossipKeys {
+		sum := sha256.Sum256(k)
+		ids = append(ids, binary.BigEndian.Uint64(sum[:]))
+	}
+	return ids
 }
 
 // ReadFacts reads what a state directory holds; ok is false if the node was
@@ -78,6 +94,11 @@ func (f Facts) check() error {
 	if _, err := certs.ParseBundle([]byte(f.Bundle)); err != nil {
 		return fmt.Errorf("CA bundle: %w", err)
 	}
+	for _, k := range f.GossipKeys {
+		if len(k) != gossipKeySize {
+			return fmt.Errorf("a gossip key of %d bytes, expected %d", len(k), gossipKeySize)
+		}
+	}
 	if f.Node == "" || f.Number == 0 {
 		return errors.New("no node name or number")
 	}
@@ -110,6 +131,9 @@ func factsFrom(r *pb.RegisterNodeResponse, name string, old Facts) (Facts, error
 	}
 	if len(r.GetBundle()) > 0 {
 		f.Bundle = string(r.Bundle)
+	}
+	if len(r.GetGossipKeys()) > 0 {
+		f.GossipKeys = r.GossipKeys
 	}
 	n := r.GetNode()
 	if n == nil {

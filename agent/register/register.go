@@ -1,10 +1,13 @@
 package register
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,6 +23,8 @@ const (
 	// again is how often a registered node says the same once more: an API
 	// server that lost its store learns of its nodes within that time.
 	again = 2 * time.Minute
+	// againLeast bounds what a server may ask for instead.
+	againLeast = time.Second
 )
 
 // Register does one attempt: by token if there is no certificate, else by the
@@ -58,9 +63,9 @@ func (c *Client) register(ctx context.Context) error {
 
 func (c *Client) request() *pb.RegisterNodeRequest {
 	c.mu.Lock()
-	self := c.self
+	self, keys := c.self, c.facts.gossipKeyIDs()
 	c.mu.Unlock()
-	req := &pb.RegisterNodeRequest{Node: c.cfg.Node, WireguardKey: self.WireGuardKey[:], WireguardEndpoint: self.WireGuardEndpoint, Clock: time.Now().UnixNano()}
+	req := &pb.RegisterNodeRequest{Node: c.cfg.Node, WireguardKey: self.WireGuardKey[:], WireguardEndpoint: self.WireGuardEndpoint, GossipKeys: keys, Clock: time.Now().UnixNano()}
 	for _, a := range self.UnderlayAddresses {
 		req.UnderlayAddresses = append(req.UnderlayAddresses, a.AsSlice())
 	}
@@ -78,10 +83,27 @@ func (c *Client) accept(resp *pb.RegisterNodeResponse) error {
 		return fmt.Errorf("the mesh API server says this is cluster %s (ID %d), this node belongs to %s (ID %d): use another --state-dir to move a node", f.Cluster, f.ClusterID, old.Cluster, old.ClusterID)
 	}
 	c.ownAddresses(&f)
+	c.setAgain(time.Duration(resp.Again))
 	if f.equal(old) {
 		return nil
 	}
-	return c.take(f)
+	if err := c.take(f); err != nil {
+		return err
+	}
+	if !slices.EqualFunc(f.GossipKeys, old.GossipKeys, bytes.Equal) {
+		c.Nudge() // a rotation goes on when all have said that they took the step
+	}
+	return nil
+}
+
+// setAgain is what the mesh API server says of how soon it wants to hear again.
+func (c *Client) setAgain(d time.Duration) {
+	if d <= 0 || d > again {
+		d = again
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.again = max(d, againLeast)
 }
 
 // take makes facts the present ones, on disk first.
@@ -96,6 +118,12 @@ func (c *Client) take(f Facts) error {
 		c.cfg.Changed(f)
 	}
 	return nil
+}
+
+func (c *Client) nextTime() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return cmp.Or(c.again, again)
 }
 
 // introduce gets the first certificate by the token. The connection is pinned:
@@ -287,7 +315,7 @@ func (c *Client) Run(ctx context.Context) error {
 			c.log.Log(ctx, failures.level(err), "node not registered; what is known keeps working", "err", err, "retry", wait)
 			next, wait = pause(wait), min(wait*2, retryMost)
 		} else {
-			next, wait, failures = pause(again), retryFirst, sameFailure{}
+			next, wait, failures = pause(c.nextTime()), retryFirst, sameFailure{}
 			if !started {
 				started = true
 				go func() {

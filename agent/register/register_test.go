@@ -44,6 +44,8 @@ type server struct {
 	nodes     []*pb.RegisterNodeRequest
 	endpoints []*pb.RegisterEndpointRequest
 	renewed   int
+	gossip    [][]byte
+	again     time.Duration
 }
 
 func newServer(t *testing.T, cluster string) *server {
@@ -106,6 +108,7 @@ func (s *server) RegisterNode(ctx context.Context, r *pb.RegisterNodeRequest) (*
 	defer s.mu.Unlock()
 	s.nodes = append(s.nodes, r)
 	resp := &pb.RegisterNodeResponse{
+		GossipKeys: s.gossip, Again: int64(s.again),
 		Cluster: &pb.Cluster{Name: s.cluster, Id: 7, MeshAddresses: []string{s.address}, CaBundle: s.ca.Bundle()},
 		Node: &pb.Node{Number: 3,
 			PodPrefixes:     []*pb.Prefix{{Address: []byte{10, 7, 3, 0}, Bits: 24}},

@@ -72,6 +72,9 @@ type Config struct {
 	// Ready is called once, when the port and the admin socket answer.
 	Ready func()
 
+	// GossipRotation is how long the agents' gossip is encrypted by one key; 0 = for good.
+	GossipRotation time.Duration
+
 	LeaseTTL time.Duration // of the leader key; default 10 s
 	// CAAnnounce is how long a new root is announced before the CA that has it
 	// signs; default 5 min.
@@ -116,6 +119,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Guard == 0 {
 		c.Guard = 30 * time.Second
+	}
+	if c.GossipRotation < 0 {
+		return fmt.Errorf("--gossip-key-rotation %s: give a duration such as 24h, or 0 for never", c.GossipRotation)
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -118,6 +118,8 @@ type nodeClaim struct {
 	key      [32]byte
 	endpoint string
 	origin   clustermesh.Origin
+
+	gossipKeys []uint64 // IDs of those that its agent holds
 }
 
 func (d *deriver) setEndpointClaim(pod objectName, c *endpointClaim, at clustermesh.Origin) {

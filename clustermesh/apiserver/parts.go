@@ -56,14 +56,14 @@ func (s *server) running() *Running {
 	}
 }
 
-// beside runs a term, and the leading parts as long as it lasts.
-func (s *server) beside(ctx context.Context, term func(context.Context) error) error {
+// beside runs a term, and the leading parts, its own and the configured ones, as long as it lasts.
+func (s *server) beside(ctx context.Context, term func(context.Context) error, own ...Part) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()
 	on := s.running()
-	for _, p := range s.cfg.Parts {
+	for _, p := range append(own, s.cfg.Parts...) {
 		if p.Leading {
 			parts.Go(func() { p.keep(ctx, on) })
 		}

@@ -31,6 +31,9 @@ type PortConfig struct {
 	Registrar Registrar
 	// ReviewNode is Config.ReviewNode.
 	ReviewNode func(ctx context.Context, token string) (node string, err error)
+	// GossipKeys are what the nodes of the own cluster gossip by, and how soon they
+	// should ask again (0 = as they like). nil = none are handed out.
+	GossipKeys func(ctx context.Context) (keys [][]byte, again time.Duration, err error)
 	// Own is the present record of the own cluster: name, ID, mesh addresses,
 	// pod prefixes, version, capabilities. The CA bundle is filled in.
 	Own func() clustermesh.Cluster

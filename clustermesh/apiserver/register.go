@@ -14,6 +14,7 @@ type NodeRegistration struct {
 	UnderlayAddresses []netip.Addr
 	WireGuardKey      [32]byte // public half
 	WireGuardEndpoint string   // host:port
+	GossipKeys        []uint64 // IDs of those that its agent holds, the one it encrypts by first
 }
 
 // EndpointRegistration is what a node says about a pod that runs on it. Node is

@@ -62,6 +62,13 @@ func (p *Port) RegisterNode(ctx context.Context, req *pb.RegisterNodeRequest) (*
 		return nil, err
 	}
 	answer := &pb.RegisterNodeResponse{Cluster: clusterToPB(p.ownCluster()), Node: nodeToPB(node), Bundle: p.ca().Bundle()}
+	if p.cfg.GossipKeys != nil {
+		keys, again, err := p.cfg.GossipKeys(ctx)
+		if err != nil {
+			p.log.Warn("a node gets no gossip keys this time; it keeps those that it has", "node", r.Node, "err", err)
+		}
+		answer.GossipKeys, answer.Again = keys, int64(again)
+	}
 	if len(req.Csr) > 0 {
 		if answer.Chain, err = p.sign(req.Csr, certs.Node(p.own, r.Node)); err != nil {
 			return nil, err
@@ -125,7 +132,7 @@ func (p *Port) authorizeAccount(ctx context.Context, req *pb.RegisterNodeRequest
 }
 
 func nodeRegistration(req *pb.RegisterNodeRequest) (NodeRegistration, error) {
-	r := NodeRegistration{Node: req.Node, WireGuardEndpoint: req.WireguardEndpoint}
+	r := NodeRegistration{Node: req.Node, WireGuardEndpoint: req.WireguardEndpoint, GossipKeys: req.GossipKeys}
 	bad := func(why string, args ...any) error {
 		return Refuse(codes.InvalidArgument, registerRefused, "correct the agent's settings", why, args...)
 	}
@@ -136,6 +143,9 @@ func nodeRegistration(req *pb.RegisterNodeRequest) (NodeRegistration, error) {
 		return r, bad("WireGuard key of %d bytes, expected %d", len(req.WireguardKey), len(r.WireGuardKey))
 	}
 	copy(r.WireGuardKey[:], req.WireguardKey)
+	if len(r.GossipKeys) > maxGossipKeys {
+		return r, bad("%d gossip keys, at most %d are allowed", len(r.GossipKeys), maxGossipKeys)
+	}
 	if r.WireGuardKey == [32]byte{} {
 		return r, bad("the WireGuard key is empty")
 	}
@@ -151,7 +161,10 @@ func nodeRegistration(req *pb.RegisterNodeRequest) (NodeRegistration, error) {
 	return r, nil
 }
 
-const maxAddresses = 16
+const (
+	maxAddresses  = 16
+	maxGossipKeys = 8
+)
 
 func addresses(raw [][]byte) ([]netip.Addr, error) {
 	if len(raw) > maxAddresses {

@@ -63,6 +63,7 @@ type server struct {
 	gate     *gate
 	problems *Problems
 	registry *registry
+	gossip   *gossipKeys
 	caFiles  *caFiles      // where the CA is kept: in files,
 	caKept   *keptCA       // or elsewhere
 	bundle   func() []byte // to announce: the CA's
@@ -113,6 +114,7 @@ func newPublishing(cfg Config, state *stateDir, handle StoreHandle) *server {
 		},
 	}
 	s.registry = &registry{cfg: cfg, core: s.core, store: handle.Store, published: s.published}
+	s.gossip = &gossipKeys{cluster: cfg.Cluster, period: cfg.GossipRotation, core: s.core, store: handle.Store, cache: s.cache, ready: s.published}
 	s.leader = newLeader(leaderConfig{
 		Store: handle.Store, Key: privateKey(cfg.Cluster, "leader", "apiserver"), Holder: state.replica, TTL: cfg.LeaseTTL, Log: cfg.Log,
 	})
@@ -131,7 +133,7 @@ func (s *server) openPort(ctx context.Context) error {
 	}
 	s.port, err = NewPort(PortConfig{
 		Store: s.handle.Store, Cache: s.cache, Watched: s.cache, CA: ca, Leaf: leaf, Bundles: certs.NewBundles(),
-		Registrar: s.registry, ReviewNode: s.cfg.ReviewNode, Exports: s.exports,
+		Registrar: s.registry, ReviewNode: s.cfg.ReviewNode, Exports: s.exports, GossipKeys: s.gossip.hand,
 		Own: func() clustermesh.Cluster { return *s.core.own.Load() },
 		Log: s.log,
 	})
@@ -219,7 +221,8 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 	start("leader", func(ctx context.Context) error {
 		s.leader.run(ctx, func(ctx context.Context, f *fence) error {
 			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.bundle, memory: s.memory, copy: s.copy, held: s.gate.holds}
-			return s.beside(ctx, t.run)
+			keys := Part{Name: "gossip keys", Leading: true, Run: func(ctx context.Context, _ *Running) error { return s.gossip.run(ctx, f) }}
+			return s.beside(ctx, t.run, keys)
 		})
 		return nil
 	})

@@ -441,6 +441,7 @@ type RegisterNodeRequest struct {
 	WireguardEndpoint   string                 `protobuf:"bytes,7,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"`
 	Clock               int64                  `protobuf:"varint,8,opt,name=clock,proto3" json:"clock,omitempty"`
 	ServiceAccountToken string                 `protobuf:"bytes,9,opt,name=service_account_token,json=serviceAccountToken,proto3" json:"service_account_token,omitempty"` // first time on Kubernetes, instead of token_id and secret
+	GossipKeys          []uint64               `protobuf:"fixed64,10,rep,packed,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`                    // IDs of the keys that the node's agent gossips by, the one it encrypts by first
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -538,12 +539,21 @@ func (x *RegisterNodeRequest) GetServiceAccountToken() string {
 	return ""
 }
 
+func (x *RegisterNodeRequest) GetGossipKeys() []uint64 {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
 type RegisterNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // own cluster: name, ID, mesh addresses, bundle
-	Node          *Node                  `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`       // number, pod prefixes, tunnel addresses
-	Chain         []byte                 `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`     // PEM
-	Bundle        []byte                 `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`   // PEM
+	Cluster       *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`                         // own cluster: name, ID, mesh addresses, bundle
+	Node          *Node                  `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`                               // number, pod prefixes, tunnel addresses
+	Chain         []byte                 `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`                             // PEM
+	Bundle        []byte                 `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`                           // PEM
+	GossipKeys    [][]byte               `protobuf:"bytes,5,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // 32 bytes each, the one to encrypt by first; none: leave it as it is
+	Again         int64                  `protobuf:"varint,6,opt,name=again,proto3" json:"again,omitempty"`                            // nanoseconds until the node should register again at the latest; 0 = as it likes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -604,6 +614,20 @@ func (x *RegisterNodeResponse) GetBundle() []byte {
 		return x.Bundle
 	}
 	return nil
+}
+
+func (x *RegisterNodeResponse) GetGossipKeys() [][]byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
+func (x *RegisterNodeResponse) GetAgain() int64 {
+	if x != nil {
+		return x.Again
+	}
+	return 0
 }
 
 type RegisterEndpointRequest struct {
@@ -763,7 +787,7 @@ const file_mesh_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"=\n" +
 	"\rRenewResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x16\n" +
-	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xbb\x02\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xdc\x02\n" +
 	"\x13RegisterNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
 	"\btoken_id\x18\x02 \x01(\tR\atokenId\x12\x16\n" +
@@ -773,12 +797,18 @@ const file_mesh_proto_rawDesc = "" +
 	"\rwireguard_key\x18\x06 \x01(\fR\fwireguardKey\x12-\n" +
 	"\x12wireguard_endpoint\x18\a \x01(\tR\x11wireguardEndpoint\x12\x14\n" +
 	"\x05clock\x18\b \x01(\x03R\x05clock\x122\n" +
-	"\x15service_account_token\x18\t \x01(\tR\x13serviceAccountToken\"\x99\x01\n" +
+	"\x15service_account_token\x18\t \x01(\tR\x13serviceAccountToken\x12\x1f\n" +
+	"\vgossip_keys\x18\n" +
+	" \x03(\x06R\n" +
+	"gossipKeys\"\xd0\x01\n" +
 	"\x14RegisterNodeResponse\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x13.tombolo.v1.ClusterR\acluster\x12$\n" +
 	"\x04node\x18\x02 \x01(\v2\x10.tombolo.v1.NodeR\x04node\x12\x14\n" +
 	"\x05chain\x18\x03 \x01(\fR\x05chain\x12\x16\n" +
-	"\x06bundle\x18\x04 \x01(\fR\x06bundle\"\xad\x01\n" +
+	"\x06bundle\x18\x04 \x01(\fR\x06bundle\x12\x1f\n" +
+	"\vgossip_keys\x18\x05 \x03(\fR\n" +
+	"gossipKeys\x12\x14\n" +
+	"\x05again\x18\x06 \x01(\x03R\x05again\"\xad\x01\n" +
 	"\x17RegisterEndpointRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +

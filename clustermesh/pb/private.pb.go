@@ -30,6 +30,7 @@ type NodeClaim struct {
 	WireguardKey      []byte                 `protobuf:"bytes,2,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
 	WireguardEndpoint string                 `protobuf:"bytes,3,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"`
 	Origin            int64                  `protobuf:"varint,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	GossipKeys        []uint64               `protobuf:"fixed64,5,rep,packed,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // IDs of those that its agent holds, the one it encrypts by first
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -92,6 +93,118 @@ func (x *NodeClaim) GetOrigin() int64 {
 	return 0
 }
 
+func (x *NodeClaim) GetGossipKeys() []uint64 {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
+// private/<cluster>/gossip/keys: what the cluster's agents encrypt their gossip by.
+type GossipKeys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`    // the one to encrypt by first
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"` // Unix nanoseconds of the last step of a rotation
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKeys) Reset() {
+	*x = GossipKeys{}
+	mi := &file_private_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKeys) ProtoMessage() {}
+
+func (x *GossipKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_private_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKeys.ProtoReflect.Descriptor instead.
+func (*GossipKeys) Descriptor() ([]byte, []int) {
+	return file_private_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GossipKeys) GetKeys() []*GossipKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *GossipKeys) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+type GossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"` // 32 bytes
+	Made          int64                  `protobuf:"varint,2,opt,name=made,proto3" json:"made,omitempty"`    // Unix nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKey) Reset() {
+	*x = GossipKey{}
+	mi := &file_private_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKey) ProtoMessage() {}
+
+func (x *GossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_private_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
+func (*GossipKey) Descriptor() ([]byte, []int) {
+	return file_private_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GossipKey) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *GossipKey) GetMade() int64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
 // private/<cluster>/endpoint/<namespace>/<pod>: what a node registered about a pod.
 type EndpointClaim struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -106,7 +219,7 @@ type EndpointClaim struct {
 
 func (x *EndpointClaim) Reset() {
 	*x = EndpointClaim{}
-	mi := &file_private_proto_msgTypes[1]
+	mi := &file_private_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -118,7 +231,7 @@ func (x *EndpointClaim) String() string {
 func (*EndpointClaim) ProtoMessage() {}
 
 func (x *EndpointClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_private_proto_msgTypes[1]
+	mi := &file_private_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -131,7 +244,7 @@ func (x *EndpointClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointClaim.ProtoReflect.Descriptor instead.
 func (*EndpointClaim) Descriptor() ([]byte, []int) {
-	return file_private_proto_rawDescGZIP(), []int{1}
+	return file_private_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EndpointClaim) GetNode() string {
@@ -181,7 +294,7 @@ type NumberClaim struct {
 
 func (x *NumberClaim) Reset() {
 	*x = NumberClaim{}
-	mi := &file_private_proto_msgTypes[2]
+	mi := &file_private_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -193,7 +306,7 @@ func (x *NumberClaim) String() string {
 func (*NumberClaim) ProtoMessage() {}
 
 func (x *NumberClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_private_proto_msgTypes[2]
+	mi := &file_private_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -206,7 +319,7 @@ func (x *NumberClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NumberClaim.ProtoReflect.Descriptor instead.
 func (*NumberClaim) Descriptor() ([]byte, []int) {
-	return file_private_proto_rawDescGZIP(), []int{2}
+	return file_private_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NumberClaim) GetOf() string {
@@ -228,12 +341,21 @@ var File_private_proto protoreflect.FileDescriptor
 const file_private_proto_rawDesc = "" +
 	"\n" +
 	"\rprivate.proto\x12\n" +
-	"tombolo.v1\"\xa6\x01\n" +
+	"tombolo.v1\"\xc7\x01\n" +
 	"\tNodeClaim\x12-\n" +
 	"\x12underlay_addresses\x18\x01 \x03(\fR\x11underlayAddresses\x12#\n" +
 	"\rwireguard_key\x18\x02 \x01(\fR\fwireguardKey\x12-\n" +
 	"\x12wireguard_endpoint\x18\x03 \x01(\tR\x11wireguardEndpoint\x12\x16\n" +
-	"\x06origin\x18\x04 \x01(\x03R\x06origin\"\x85\x01\n" +
+	"\x06origin\x18\x04 \x01(\x03R\x06origin\x12\x1f\n" +
+	"\vgossip_keys\x18\x05 \x03(\x06R\n" +
+	"gossipKeys\"M\n" +
+	"\n" +
+	"GossipKeys\x12)\n" +
+	"\x04keys\x18\x01 \x03(\v2\x15.tombolo.v1.GossipKeyR\x04keys\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\"7\n" +
+	"\tGossipKey\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x12\n" +
+	"\x04made\x18\x02 \x01(\x03R\x04made\"\x85\x01\n" +
 	"\rEndpointClaim\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1c\n" +
@@ -256,18 +378,21 @@ func file_private_proto_rawDescGZIP() []byte {
 	return file_private_proto_rawDescData
 }
 
-var file_private_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_private_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_private_proto_goTypes = []any{
 	(*NodeClaim)(nil),     // 0: tombolo.v1.NodeClaim
-	(*EndpointClaim)(nil), // 1: tombolo.v1.EndpointClaim
-	(*NumberClaim)(nil),   // 2: tombolo.v1.NumberClaim
+	(*GossipKeys)(nil),    // 1: tombolo.v1.GossipKeys
+	(*GossipKey)(nil),     // 2: tombolo.v1.GossipKey
+	(*EndpointClaim)(nil), // 3: tombolo.v1.EndpointClaim
+	(*NumberClaim)(nil),   // 4: tombolo.v1.NumberClaim
 }
 var file_private_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	2, // 0: tombolo.v1.GossipKeys.keys:type_name -> tombolo.v1.GossipKey
+	1, // [1:1] is the sub-list for method output_type
+	1, // [1:1] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_private_proto_init() }
@@ -281,7 +406,7 @@ func file_private_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_private_proto_rawDesc), len(file_private_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

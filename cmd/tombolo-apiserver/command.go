@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -38,6 +39,7 @@ type options struct {
 	caRoots                     string
 	podPrefixes, tunnelPrefixes []string
 	metrics                     string
+	gossipRotation              time.Duration
 	dns                         string
 	logLevel                    string
 }
@@ -106,6 +108,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.caCert, "ca-cert", "", "file with the cluster's CA certificate and what is above it, PEM (default: one is made at first start)")
 	f.StringVar(&o.caKey, "ca-key", "", "file with the key of the cluster's CA, PEM")
 	f.StringVar(&o.caRoots, "ca-roots", "", "file with further roots to announce to nodes and peers, PEM: those to come and those to go when a CA is rolled over (the CA files are read again when they change, and on SIGHUP)")
+	f.DurationVar(&o.gossipRotation, "gossip-key-rotation", 24*time.Hour, "how long the gossip among the cluster's agents is encrypted by one key; 0 = for good")
 	f.StringVar(&o.metrics, "metrics", "", "host:port of Prometheus metrics, /livez and /readyz (default: none)")
 	f.StringVar(&o.dns, "dns", "", "host:port to serve the zone clusterset.local at, by UDP and TCP (default: none)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -123,7 +126,7 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 	cfg := apiserver.Config{
 		Cluster: o.cluster, ID: clustermesh.ID(o.id), StateDir: o.stateDir,
 		Listen: o.listen, Advertise: advertise, Socket: o.socket, Metrics: o.metrics,
-		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, Version: built(), Log: log,
+		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, GossipRotation: o.gossipRotation, Version: built(), Log: log,
 	}
 	switch {
 	case o.kube.on && o.manifests != "":
