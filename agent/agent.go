@@ -103,7 +103,7 @@ func New(cfg Config, tables Tables) (*Agent, error) {
 		snapshots: snapshots{dir: cfg.SnapshotDir, own: cfg.Cluster, dirty: map[viewName]*changedView{}},
 		latency:   newLatency(), started: time.Now(),
 	}
-	a.health = newHealthLoop(cfg.Health, cfg.Prober, tables, a.quiet)
+	a.health = newHealthLoop(cfg.Health, cfg.Prober, cfg.Gossip, tables, a.quiet)
 	a.resets = newResetLoop(cfg.Resets, a.quiet)
 	a.gate.agent = a
 	if cfg.Resets != nil {

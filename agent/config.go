@@ -54,6 +54,7 @@ type Config struct {
 	Connector Connector
 	Prober    Prober       // nil = no health checks: nothing is ever judged down
 	Health    HealthConfig // zero = defaults
+	Gossip    Gossip       // nil = each agent judges by its own probes alone
 	Pods      Pods         // nil = the pod endpoints of the API answer 501
 
 	Resets      Resetter    // nil = sockets to backends that are gone are left to themselves

@@ -16,11 +16,7 @@ type HealthConfig struct {
 	Down      int           // misses in a row that make a node down (3)
 	Up        int           // answers in a row that make it up again (3)
 	MaxProbes int           // per second in total; the interval stretches to keep it (500)
-
-	// Decide turns what this node's own probes say of a node into the verdict
-	// that counts. nil = own evidence counts for oneself. Verdicts of others
-	// (gossip, a quorum) and damping enter here; it must not block.
-	Decide func(node NodeKey, own Evidence) (down bool)
+	Damp      time.Duration // least time between two returns of one node (10 s)
 }
 
 // Evidence is what this node's own probes say of a node.
@@ -40,9 +36,7 @@ func (c HealthConfig) withDefaults() HealthConfig {
 	c.Down = cmp.Or(c.Down, 3)
 	c.Up = cmp.Or(c.Up, 3)
 	c.MaxProbes = cmp.Or(c.MaxProbes, 500)
-	if c.Decide == nil {
-		c.Decide = func(_ NodeKey, own Evidence) bool { return own.Down }
-	}
+	c.Damp = cmp.Or(c.Damp, 10*time.Second)
 	return c
 }
 
@@ -53,6 +47,9 @@ type HealthTargets struct {
 	Nodes map[NodeKey][]netip.Addr // tunnel addresses
 	Known map[ClusterKey]bool      // clusters, and whether their nodes are known for sure
 	Peers bool                     // Known names all clusters there are
+
+	Self    string             // this node's name
+	Members map[string]NodeKey // the own cluster's registered nodes by name, this one included
 }
 
 // health is the state machine: what was heard of each node, and the verdicts.
@@ -63,14 +60,20 @@ type HealthTargets struct {
 //	    ◄───────────────────────────
 //	         Up answers in a row
 //
-// A node that was never probed is up: not to know is not to be down.
+// A node that was never probed is up: not to know is not to be down. Where agents
+// gossip, the council has a say, and not every agent probes every node at the
+// full rate; see period.
 type health struct {
 	cfg     HealthConfig
 	targets HealthTargets
 	nodes   map[NodeKey]*nodeHealth
 	shut    map[ClusterKey]time.Time // clusters down, since when
-	every   time.Duration            // between two probes of one node
-	queue   probeQueue               // one entry for each target, by when it is due
+	every   time.Duration            // between two probes of a node that this one is chosen for
+	urgent  time.Duration            // the same if all nodes were: never more often
+	queue   probeQueue               // by when a target is due; an entry counts if its node says the same time
+	council *council
+
+	unsaid bool // what others are to be told changed
 }
 
 // probeQueue is a heap.
@@ -97,8 +100,15 @@ type nodeHealth struct {
 	recent   recentProbes
 	down     bool // the verdict
 	since    time.Time
-	queued   bool // in the queue
-	busy     bool // a probe is under way
+	at       time.Time // when it is due; zero = not in the queue
+	busy     bool      // a probe is under way
+
+	full     bool      // this agent is chosen to probe it at the full rate
+	level    uint8     // what others are told of it
+	others   bool      // what the council says: down
+	by       []string  // who made it say so
+	probesAt int       // how many probes there were when it began to
+	lastUp   time.Time // the last return
 }
 
 func newHealth(cfg HealthConfig) *health {
@@ -119,16 +129,16 @@ func (h *health) restore(nodes map[NodeKey]HealthRow, clusters map[ClusterKey]He
 // setTargets says whom to probe. Nodes that are gone lose their verdict, unless
 // their cluster is not known for sure: silence is not deletion.
 func (h *health) setTargets(t HealthTargets, now time.Time) {
-	h.targets, h.every = t, h.interval(t)
+	h.targets = t
 	for k := range t.Nodes {
-		n := h.nodes[k]
-		if n == nil {
-			n = &nodeHealth{}
-			h.nodes[k] = n
+		if h.nodes[k] == nil {
+			h.nodes[k] = &nodeHealth{}
 		}
-		if !n.queued {
-			n.queued = true
-			heap.Push(&h.queue, probeAt{now.Add(h.phase(k)), k})
+	}
+	h.choose()
+	for k := range t.Nodes {
+		if n := h.nodes[k]; n.at.IsZero() {
+			h.schedule(k, n, now.Add(h.phase(k)))
 		}
 	}
 	for k := range h.nodes {
@@ -149,14 +159,85 @@ func (h *health) phase(k NodeKey) time.Duration {
 	return time.Duration(float64(hash>>11) / (1 << 53) * float64(h.every))
 }
 
-// interval is the time between two probes of one node: longer than configured
-// when there are so many nodes that the total would exceed MaxProbes.
-func (h *health) interval(t HealthTargets) time.Duration {
-	addrs := 0
-	for _, a := range t.Nodes {
-		addrs += len(a)
+// choose finds out which nodes this agent is chosen for, and how often it probes
+// them: less often than configured when there are so many that the total would
+// exceed MaxProbes.
+func (h *health) choose() {
+	mine, all := 0, 0
+	for k, addrs := range h.targets.Nodes {
+		n := h.nodes[k]
+		n.full = h.council.chose(k)
+		if all += len(addrs); n.full {
+			mine += len(addrs)
+		}
 	}
-	return max(h.cfg.Interval, time.Duration(addrs)*time.Second/time.Duration(h.cfg.MaxProbes))
+	stretched := func(addrs int) time.Duration {
+		return max(h.cfg.Interval, time.Duration(addrs)*time.Second/time.Duration(h.cfg.MaxProbes))
+	}
+	h.every, h.urgent = stretched(mine), stretched(all)
+}
+
+// period is the time between two probes of a node.
+func (h *health) period(k NodeKey, n *nodeHealth) time.Duration {
+	slow := max(slowProbes*h.cfg.Interval, h.urgent)
+	switch {
+	case n.full:
+		return h.every
+	case n.others && n.evidence.Down:
+		return slow // nobody doubts it
+	case n.evidence.Misses > 0, n.down, h.council.dead[k]:
+		return h.urgent
+	default:
+		return slow
+	}
+}
+
+// schedule has a node probed at a time, and not when it was to be before.
+func (h *health) schedule(k NodeKey, n *nodeHealth, at time.Time) {
+	n.at = at
+	heap.Push(&h.queue, probeAt{at, k})
+}
+
+// hasten has a node probed sooner if its period is shorter than it was when it was
+// scheduled.
+func (h *health) hasten(k NodeKey, n *nodeHealth, now time.Time) {
+	if _, target := h.targets.Nodes[k]; target && n.at.After(now.Add(h.period(k, n))) {
+		h.schedule(k, n, now)
+	}
+}
+
+// setCouncil takes over what the agents of the cluster find together. It reports
+// how many verdicts changed.
+func (h *health) setCouncil(c *council, now time.Time) (down, up int) {
+	h.council = c
+	h.choose()
+	for k, n := range h.nodes {
+		if h.decide(k, n, now) {
+			if n.down {
+				down++
+			} else {
+				up++
+			}
+		}
+		h.hasten(k, n, now)
+	}
+	h.judge(now)
+	h.unsaid = true
+	return down, up
+}
+
+// said are the words for others: the nodes that this one is chosen for and misses.
+func (h *health) said() map[NodeKey]uint8 {
+	out := map[NodeKey]uint8{}
+	if !h.council.sits() {
+		return out // who may be cut off keeps silent
+	}
+	for k, n := range h.nodes {
+		if n.full && n.level > 0 {
+			out[k] = n.level
+		}
+	}
+	return out
 }
 
 // due are the nodes to be probed now, in order, and when to ask again.
@@ -167,23 +248,21 @@ func (h *health) due(now time.Time) (probe []NodeKey, next time.Time) {
 	for len(h.queue) > 0 && !h.queue[0].at.After(now) {
 		e := heap.Pop(&h.queue).(probeAt)
 		n := h.nodes[e.node]
-		if _, target := h.targets.Nodes[e.node]; !target || n == nil {
-			if n != nil {
-				n.queued = false
-			}
+		if n == nil || !n.at.Equal(e.at) {
 			continue
 		}
-		if n.busy {
-			n.queued = false // result queues it again
-			continue
+		n.at = time.Time{}
+		if _, target := h.targets.Nodes[e.node]; !target || n.busy {
+			continue // result queues it again
 		}
 		n.busy = true
 		probe = append(probe, e.node)
-		at := e.at.Add(h.every)
+		period := h.period(e.node, n)
+		at := e.at.Add(period)
 		if at.Before(now) {
-			at = now.Add(h.every)
+			at = now.Add(period)
 		}
-		heap.Push(&h.queue, probeAt{at, e.node})
+		h.schedule(e.node, n, at)
 	}
 	if len(h.queue) > 0 {
 		next = h.queue[0].at
@@ -200,9 +279,8 @@ func (h *health) result(k NodeKey, ok bool, roundTrip time.Duration, now time.Ti
 		return false
 	}
 	n.busy = false
-	if _, target := h.targets.Nodes[k]; target && !n.queued {
-		n.queued = true
-		heap.Push(&h.queue, probeAt{now, k})
+	if _, target := h.targets.Nodes[k]; target && n.at.IsZero() {
+		h.schedule(k, n, now)
 	}
 	e := &n.evidence
 	e.Probes++
@@ -219,16 +297,30 @@ func (h *health) result(k NodeKey, ok bool, roundTrip time.Duration, now time.Ti
 			e.Down, e.Since = true, now
 		}
 	}
-	return h.decide(k, n, now) && h.judge(now)
+	if level := reportLevel(e.Misses); level != n.level {
+		n.level, h.unsaid = level, true
+	}
+	changed := h.decide(k, n, now) && h.judge(now)
+	h.hasten(k, n, now)
+	return changed
 }
 
-// decide turns evidence into the verdict.
+// decide turns evidence into the verdict. A node that returns again and again does
+// so at most once in Damp; it is probed meanwhile, and so decided about again.
 func (h *health) decide(k NodeKey, n *nodeHealth, now time.Time) (changed bool) {
-	down := h.cfg.Decide(k, n.evidence)
-	if down == n.down {
+	others, by := h.council.down(k, n.evidence.Misses)
+	if others && !n.others {
+		n.probesAt = n.evidence.Probes
+	}
+	n.others, n.by = others, by
+	down := verdict(n.evidence, others, n.full, n.evidence.Probes-n.probesAt, h.cfg.Up)
+	if down == n.down || !down && now.Sub(n.lastUp) < h.cfg.Damp {
 		return false
 	}
 	n.down, n.since = down, now
+	if !down {
+		n.lastUp = now
+	}
 	return true
 }
 

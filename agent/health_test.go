@@ -81,15 +81,3 @@ func TestHealthUnknownIsNotDown(t *testing.T) {
 		t.Errorf("verdicts about nodes that do not exist: %v %v", nodes, clusters)
 	}
 }
-
-func TestHealthVerdictsOfOthers(t *testing.T) {
-	h := newHealth(HealthConfig{Decide: func(k NodeKey, own Evidence) bool { return k.Node == 2 || own.Misses > 0 && k.Node == 1 }})
-	now := time.Unix(1000, 0)
-	h.setTargets(targets("10.1.0.1", 3), now)
-	for i := range 3 {
-		h.result(NodeKey{2, uint16(i + 1)}, i != 0, time.Millisecond, now)
-	}
-	if nodes, _ := h.rows(); len(nodes) != 2 {
-		t.Errorf("down: %v", nodes)
-	}
-}

@@ -20,6 +20,7 @@ const (
 // of theirs queues behind anything else.
 type healthLoop struct {
 	prober   Prober
+	gossip   Gossip // nil = this agent is on its own
 	quiet    *quietLog
 	nodes    *Delta[NodeKey, HealthRow]
 	clusters *Delta[ClusterKey, HealthRow]
@@ -36,10 +37,10 @@ type healthLoop struct {
 	writing sync.Mutex // guards the deltas: Dump reads them from other goroutines
 }
 
-func newHealthLoop(cfg HealthConfig, prober Prober, t Tables, quiet *quietLog) *healthLoop {
+func newHealthLoop(cfg HealthConfig, prober Prober, gossip Gossip, t Tables, quiet *quietLog) *healthLoop {
 	always := func(clustermesh.ID) bool { return true }
 	return &healthLoop{
-		prober: prober, quiet: quiet, wake: make(chan struct{}, 1), machine: newHealth(cfg),
+		prober: prober, gossip: gossip, quiet: quiet, wake: make(chan struct{}, 1), machine: newHealth(cfg),
 		nodes:    NewDelta(TableNodeHealth, t.NodeHealth, func(NodeKey, HealthRow) clustermesh.ID { return 0 }, always),
 		clusters: NewDelta(TableClusterHealth, t.ClusterHealth, func(ClusterKey, HealthRow) clustermesh.ID { return 0 }, always),
 	}
@@ -74,12 +75,18 @@ func (l *healthLoop) run(ctx context.Context) {
 	defer resync.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var gossip <-chan struct{}
+	if l.gossip != nil {
+		gossip = l.gossip.Changed()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.wake:
 			l.takeTargets()
+		case <-gossip:
+			l.takeGossip()
 		case r := <-results:
 			l.takeResults(r, results)
 		case <-resync.C:
@@ -87,6 +94,7 @@ func (l *healthLoop) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		retry := l.write()
+		l.say() // after what is urgent
 		due, next := l.nextProbes()
 		for _, k := range due {
 			probing.Go(func() {
@@ -152,6 +160,36 @@ func (l *healthLoop) takeTargets() {
 		l.machine.setTargets(*l.targets, time.Now())
 		l.changed = true
 		l.targets = nil
+		l.sit()
+	}
+}
+
+func (l *healthLoop) takeGossip() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sit()
+}
+
+// sit has the council of this moment decide. Callers hold mu.
+func (l *healthLoop) sit() {
+	if l.gossip == nil {
+		return
+	}
+	t := l.machine.targets
+	down, up := l.machine.setCouncil(newCouncil(t.Self, t.Members, l.gossip.View()), time.Now())
+	if down+up > 0 {
+		l.changed = true
+		l.quiet.log.Info("node health changed, by what other agents say", "down", down, "up", up)
+	}
+}
+
+// say tells the other agents what this one's probes miss.
+func (l *healthLoop) say() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gossip != nil && l.machine.unsaid {
+		l.machine.unsaid = false
+		l.gossip.Report(l.machine.said())
 	}
 }
 
@@ -288,18 +326,27 @@ type healthReport struct {
 	Misses   uint64
 	Interval time.Duration
 	Targets  int
+	Full     int                  // of the targets: probed at the full rate
+	By       map[NodeKey][]string // of the nodes that are down: who found so; none = this node's own probes
+	Council  *council             // nil = no gossip
 }
 
 func (l *healthLoop) report() healthReport {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := healthReport{Probes: l.probes, Misses: l.misses, Interval: l.machine.every,
-		Targets: len(l.machine.targets.Nodes), Paths: map[NodeKey]pathReport{}}
+		Targets: len(l.machine.targets.Nodes), Paths: map[NodeKey]pathReport{}, By: map[NodeKey][]string{}, Council: l.machine.council}
 	r.Nodes, r.Clusters = l.machine.rows()
 	now := time.Now()
 	for k, n := range l.machine.nodes {
 		sent, missed := n.recent.sum(now)
 		r.Paths[k] = pathReport{RoundTrip: n.evidence.RoundTrip, Sent: sent, Missed: missed}
+		if n.down && n.others {
+			r.By[k] = n.by
+		}
+		if _, target := l.machine.targets.Nodes[k]; target && n.full {
+			r.Full++
+		}
 	}
 	return r
 }

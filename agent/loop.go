@@ -75,6 +75,9 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 	if a.state.healthDirty {
 		a.state.healthDirty = false
 		a.health.SetTargets(a.state.healthTargets())
+		if a.cfg.Gossip != nil {
+			a.cfg.Gossip.SetPeers(a.state.gossipPeers())
+		}
 		a.tellOwnNode()
 	}
 	busy = a.state.t.flush(turnRows) || busy

@@ -45,6 +45,10 @@ var (
 	descMisses    = desc("health_probe_misses_total", "Probes without an answer.")
 	descProblems  = desc("problems", "Problems that the status names.")
 	descServices  = desc("services", "Services with rows.")
+	descMembers   = desc("gossip_members", "Agents of the own cluster that gossip sees, this one included. Absent: this agent does not gossip.")
+	descVerdicts  = desc("gossip_verdicts", "1 while enough members are seen for their verdicts to count.")
+	descChosen    = desc("probe_targets_chosen", "Nodes that this agent was chosen to probe at the full rate.")
+	descByOthers  = desc("nodes_down_by_agreement", "Nodes judged down because several agents agreed.")
 	descResets    = desc("socket_resets_asked_total", "Backends that are gone, for whose connections a reset was asked.")
 	descResetLost = desc("socket_resets_lost_total", "Backends that are gone, and for which there was no room to remember it.")
 	descPods      = desc("pods", "Pods on this node.")
@@ -72,7 +76,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		descReady, descWanted, descSize, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
 		descRoundTrip, descLoss,
-		descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods, descEndpoints, descUnmanaged,
+		descMembers, descVerdicts, descChosen, descByOthers, descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods, descEndpoints, descUnmanaged,
 	} {
 		out <- d
 	}
@@ -113,6 +117,18 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descResets, asked)
 	counter(descResetLost, full+lost)
 	counter(descProbes, s.Health.Probes)
+	if g := s.Health.Gossip; g != nil {
+		gauge(descMembers, float64(g.Members))
+		gauge(descVerdicts, oneIf(g.Verdicts))
+		gauge(descChosen, float64(g.Chosen))
+	}
+	agreed := 0
+	for _, d := range s.Health.Down {
+		if len(d.By) > 0 {
+			agreed++
+		}
+	}
+	gauge(descByOthers, float64(agreed))
 	counter(descMisses, s.Health.Misses)
 	for _, t := range s.Tables {
 		gauge(descWanted, float64(t.Wanted), t.Name)

@@ -329,6 +329,7 @@ func (s *State) healthTargets() HealthTargets {
 		}
 	}
 	t.Peers = s.clusters[s.own].synced()
+	t.Self, t.Members = s.node, s.healthMembers()
 	return t
 }
 

@@ -79,6 +79,27 @@ type HealthStatus struct {
 	Misses       uint64 `json:"misses"`
 	NodesDown    int    `json:"nodesDown"`
 	ClustersDown int    `json:"clustersDown"`
+	// Gossip is what this agent sees of the others of its cluster; absent: it is on its own.
+	Gossip *GossipStatus `json:"gossip,omitempty"`
+	// Down are the nodes judged down, and by whom.
+	Down []DownStatus `json:"down,omitempty"`
+}
+
+// GossipStatus is what gossip tells.
+type GossipStatus struct {
+	Members  int  `json:"members"`  // agents seen, this one included
+	Nodes    int  `json:"nodes"`    // registered in the cluster
+	Verdicts bool `json:"verdicts"` // enough are seen: the members' verdicts count
+	Chosen   int  `json:"chosen"`   // nodes that this agent was chosen to probe at the full rate
+}
+
+// DownStatus is a node that is judged down.
+type DownStatus struct {
+	Cluster string `json:"cluster"`
+	Node    string `json:"node"`
+	// By are the agents whose probes miss it, if they agreed; absent: this node's
+	// own probes alone found so.
+	By []string `json:"by,omitempty"`
 }
 
 // ProblemStatus is something that is wrong: what, why, and what to do.
@@ -111,6 +132,10 @@ func (a *Agent) status() Status {
 	for _, c := range sortedKeys(a.state.clusters) {
 		s.Clusters = append(s.Clusters, a.clusterStatus(c, report))
 	}
+	s.Health.Gossip = gossipStatus(report)
+	for _, c := range sortedKeys(a.state.clusters) {
+		s.Health.Down = append(s.Health.Down, downStatus(c, report)...)
+	}
 	for _, d := range a.state.t.all() {
 		s.Tables = append(s.Tables, tableStatus(d))
 		if d.name() == TablePolicy && a.state.policyDue() {
@@ -125,6 +150,24 @@ func (a *Agent) status() Status {
 		s.Problems = append(s.Problems, ProblemStatus{Escape(p.What), Escape(p.Why), Escape(p.Fix)})
 	}
 	return s
+}
+
+func gossipStatus(r healthReport) *GossipStatus {
+	if r.Council == nil {
+		return nil
+	}
+	return &GossipStatus{Members: len(r.Council.live), Nodes: r.Council.nodes, Verdicts: r.Council.sits(), Chosen: r.Full}
+}
+
+// downStatus are the nodes of a cluster that are judged down, by name.
+func downStatus(c *clusterState, r healthReport) (out []DownStatus) {
+	for _, n := range sortedKeys(c.nodes) {
+		k := NodeKey{uint16(c.id), n.Number}
+		if _, down := r.Nodes[k]; down {
+			out = append(out, DownStatus{Cluster: c.name, Node: n.Name, By: r.By[k]})
+		}
+	}
+	return out
 }
 
 func tableStatus(d anyDelta) TableStatus {

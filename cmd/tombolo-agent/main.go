@@ -35,7 +35,7 @@ type options struct {
 	meshConfig, accountToken          string
 	cgroup, bpffs                     string
 	device                            string
-	port                              int
+	port, gossipPort                  int
 	underlay                          []string
 	metrics, logLevel                 string
 	encrypt, policyClusters           string
@@ -86,6 +86,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if o.xdpModes, err = parseXDP(o.xdp); err != nil {
 				return err
 			}
+			if o.gossipPort < 0 || o.gossipPort > 65535 {
+				return fmt.Errorf("--gossip-port %d: want a port from 1 to 65535, or 0 for none", o.gossipPort)
+			}
 			if err := o.cni.check(); err != nil {
 				return err
 			}
@@ -113,6 +116,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringVar(&o.accountToken, "service-account-token", "", "`FILE` with the service-account token of the pod this runs in, instead of a node token; needs --mesh-config")
 	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 `PATH` whose sockets are translated (default: the root of the first cgroup2 mount)")
 	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
+	f.IntVar(&o.gossipPort, "gossip-port", 9444, "UDP and TCP `PORT` at the first underlay address by which the agents of this cluster watch one another and agree on which nodes are down; the same on all of them; 0 = each agent judges by its own probes alone")
 	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")
 	f.StringVar(&o.metrics, "metrics", "", "`ADDR` (host:port) that serves Prometheus metrics; empty = on the socket only")
 	f.StringVar(&o.encrypt, "encrypt", "clusters", "`WHAT` goes through WireGuard: clusters (what goes to other clusters, and to nodes of the own one on another L2) or all (every other node)")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/agent/cni"
+	"github.com/tombolo-mesh/tombolo/agent/gossip"
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/agent/register"
 	"github.com/tombolo-mesh/tombolo/bpf"
@@ -32,6 +33,7 @@ type node struct {
 	sweeper   *linux.Sweeper
 	pods      *linux.Pods
 	client    *register.Client
+	gossip    *gossip.Gossip // nil = not wanted
 	api       api
 	installer *cni.Installer // nil = the CNI plugin is not to be installed
 
@@ -220,6 +222,11 @@ func (n *node) settle(f register.Facts) error {
 	old := n.facts.TunnelAddresses
 	n.facts = f
 	n.mu.Unlock()
+	if n.gossip != nil {
+		if err := n.gossip.SetKeys(f.GossipKeys); err != nil {
+			return err
+		}
+	}
 	if err := n.device.SetTunnelAddresses(f.TunnelAddresses, old); err != nil {
 		return err
 	}
@@ -228,6 +235,9 @@ func (n *node) settle(f register.Facts) error {
 
 // serve runs everything until ctx ends. Nothing is taken away at the end.
 func (n *node) serve(ctx context.Context, facts register.Facts) error {
+	if n.o.gossipPort > 0 {
+		n.gossip = gossip.New(gossip.Config{Cluster: facts.Cluster, Node: n.o.node, Address: n.underlay.Addresses[0], Port: n.o.gossipPort, Log: n.log})
+	}
 	if err := n.settle(facts); err != nil {
 		return err
 	}
@@ -243,6 +253,9 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 		Connector:   register.Connector{Client: n.client}, Prober: prober, Pods: n.pods,
 		OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Conditions: n.conditions, Log: n.log,
 		MaglevRows: int(n.objects.Maglev.MaxEntries()),
+	}
+	if n.gossip != nil {
+		cfg.Gossip = n.gossip
 	}
 	if err := n.o.dataplane(&cfg); err != nil {
 		return err
@@ -277,6 +290,9 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	n.attachUplinks() // the guards are there before the first tables are written
 	n.tunnel()        // and so is the device, if somebody holds it
 	task("agent", func() error { return a.Run(ctx) })
+	if n.gossip != nil {
+		task("gossip", func() error { return n.gossip.Run(ctx) })
+	}
 	if err := n.pods.Start(); err != nil {
 		n.log.Error("a pod keeps the program that it had", "err", err)
 	}
@@ -362,6 +378,9 @@ func (n *node) conditions() (out []clustermesh.Problem) {
 	if n.installer != nil {
 		out = append(out, n.installer.Problems()...)
 	}
+	if p, is := n.gossipProblem(); is {
+		out = append(out, p)
+	}
 	n.mu.Lock()
 	err := n.uplinkErr
 	n.mu.Unlock()
@@ -372,6 +391,17 @@ func (n *node) conditions() (out []clustermesh.Problem) {
 		})
 	}
 	return out
+}
+
+// gossipProblem is why this node does not gossip.
+func (n *node) gossipProblem() (clustermesh.Problem, bool) {
+	if n.gossip == nil || n.gossip.Problem() == nil {
+		return clustermesh.Problem{}, false
+	}
+	return clustermesh.Problem{
+		What: "this agent does not gossip with the others of its cluster: it judges nodes by its own probes alone, and probes them all",
+		Why:  n.gossip.Problem().Error(), Fix: "free UDP and TCP port " + strconv.Itoa(n.o.gossipPort) + " of " + n.underlay.Addresses[0].String() + ", choose another on all nodes with --gossip-port, or turn gossip off with 0; where the key is missing, see that the mesh API server can be reached and is not older than this agent",
+	}, true
 }
 
 // flowsDetail says how full conntrack is: when it is, flows that are alive are

@@ -43,8 +43,10 @@ func agentAnswers() map[string]any {
 				{Name: nasty, ID: 5, Connected: true, FromSnapshot: true, Path: agent.PathStatus{State: agent.PathUnknown}},
 			},
 			Tables: []agent.TableStatus{{Name: "services", Wanted: 2, Pending: 1, Held: 3, Errors: 4}},
-			Health: agent.HealthStatus{Targets: 6, IntervalMS: 300, Probes: 1000, Misses: 12, NodesDown: 3, ClustersDown: 1},
-			Pods:   1, Services: 2, Endpoints: endpointStates(), Unmanaged: unmanagedPods(), Details: map[string]string{"wireguard": "kernel", nasty: nasty},
+			Health: agent.HealthStatus{Targets: 6, IntervalMS: 300, Probes: 1000, Misses: 12, NodesDown: 3, ClustersDown: 1,
+				Gossip: &agent.GossipStatus{Members: 5, Nodes: 6, Verdicts: true, Chosen: 4},
+				Down:   []agent.DownStatus{{Cluster: "azure", Node: "n1", By: []string{"n1", "n3", "n4"}}, {Cluster: "azure", Node: "n2"}, {Cluster: "edge", Node: nasty, By: []string{nasty}}}},
+			Pods: 1, Services: 2, Endpoints: endpointStates(), Unmanaged: unmanagedPods(), Details: map[string]string{"wireguard": "kernel", nasty: nasty},
 			Problems: []agent.ProblemStatus{{What: "cluster azure is not in reach", Why: "connection refused", Fix: "check its mesh API server"}, {What: nasty}},
 		},
 		"/v1/services": map[string]any{"apiVersion": agent.APIVersion, "kind": "ServiceList", "items": []agent.ServiceSummary{

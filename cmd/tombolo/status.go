@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"sort"
 	"strings"
 	"time"
@@ -153,6 +154,33 @@ func (c *cli) printServer(s *pb.StatusResponse) error {
 	return c.printMeshPeers(s.MeshPeers)
 }
 
+// printGossip says how many of the cluster's agents this one sees, and who found
+// which nodes down.
+func printGossip(out io.Writer, h agent.HealthStatus) {
+	if g := h.Gossip; g != nil {
+		what := fmt.Sprintf("%s chosen for this agent", count(g.Chosen, "node"))
+		if !g.Verdicts {
+			what = "too few for verdicts: its own probes judge alone"
+		}
+		fmt.Fprintf(out, "  %-12s %d of %s seen; %s\n", "gossip", g.Members, count(g.Nodes, "agent"), what)
+	}
+	for i, d := range h.Down {
+		if i == mostDown {
+			fmt.Fprintf(out, "  %-12s … and %d more\n", "down", len(h.Down)-mostDown)
+			break
+		}
+		by := "this node's own probes"
+		if len(d.By) > 0 {
+			by = "the probes of " + strings.Join(d.By, ", ")
+		}
+		fmt.Fprintf(out, "  %-12s %s, by %s\n", "down", printable(d.Cluster+"/"+d.Node), printable(by))
+	}
+}
+
+// mostDown bounds the list of nodes that are down: in a large mesh a whole cluster
+// may be.
+const mostDown = 10
+
 func countsText(counts map[string]int64) string {
 	var parts []string
 	for name, n := range counts {
@@ -178,6 +206,7 @@ func (c *cli) printAgent(s *agent.Status) error {
 	fmt.Fprintf(out, "  %-12s %s, %s on this node\n", "holds", count(s.Services, "service"), count(s.Pods, "pod"))
 	fmt.Fprintf(out, "  %-12s %s\n", "endpoints", endpointCounts(s.Endpoints))
 	fmt.Fprintf(out, "  %-12s %s every %d ms, %d down; %d sent, %d missed\n", "probes", count(s.Health.Targets, "node"), s.Health.IntervalMS, s.Health.NodesDown, s.Health.Probes, s.Health.Misses)
+	printGossip(out, s.Health)
 	var details []string
 	for name := range s.Details {
 		details = append(details, name)

@@ -115,11 +115,15 @@ func unseen(s settings) (out []Finding) {
 		out = append(out, Finding{What: "bpffs", Level: levelUnknown, Why: "whether nodes have " + s.Agent.BPFFS + " mounted; systemd mounts it",
 			Fix: "'mount -t bpf' on a node lists it; where it does not, set agent.mountBPFFS=true, else agents there end and say so"})
 	}
+	gossip := ""
+	if p := strconv.Itoa(s.Agent.GossipPort); p != "0" {
+		gossip = ", and UDP and TCP " + p + " between the nodes of this cluster (else each agent judges by its own probes alone)"
+	}
 	return append(out,
 		Finding{What: "ports", Level: levelUnknown, Why: "what the nodes' own programs listen on, as they are no pods",
 			Fix: "'ss -ltun' on a node; ours are " + strings.Join(s.ports().texts(), ", ")},
-		Finding{What: "firewalls", Level: levelUnknown, Why: "whether they let UDP " + strconv.Itoa(s.Agent.WireguardPort) + " through between nodes of all clusters, and TCP " + strconv.Itoa(s.Apiserver.Port) + " to the mesh API servers",
-			Fix: "open both"},
+		Finding{What: "firewalls", Level: levelUnknown, Why: "whether they let UDP " + strconv.Itoa(s.Agent.WireguardPort) + " through between nodes of all clusters, and TCP " + strconv.Itoa(s.Apiserver.Port) + " to the mesh API servers" + gossip,
+			Fix: "open them"},
 		Finding{What: "other clusters", Level: levelUnknown, Why: "whether their names, numbers and prefixes differ from these", Fix: "'tombolo mesh join TOKEN --dry-run' compares them, before anything is changed"})
 }
 

@@ -47,6 +47,9 @@ func (s settings) ports() ports {
 		{corev1.ProtocolTCP, s.Apiserver.Port, "apiserver.port", servers},
 		{corev1.ProtocolTCP, s.Metrics.ApiserverPort, "metrics.apiserverPort", servers},
 	}
+	if p := s.Agent.GossipPort; p != 0 {
+		out = append(out, port{corev1.ProtocolUDP, p, "agent.gossipPort", nil}, port{corev1.ProtocolTCP, p, "agent.gossipPort", nil})
+	}
 	if p := s.MCS.DNSPort; p != 0 {
 		out = append(out, port{corev1.ProtocolUDP, p, "mcs.dnsPort", servers}, port{corev1.ProtocolTCP, p, "mcs.dnsPort", servers})
 	}

@@ -105,6 +105,8 @@ func TestPreflight(t *testing.T) {
 		{"mesh port", func(f *facts) { f.Pods = []corev1.Pod{pod("n2", 9443, "TCP")} }, levelError, "TCP 9443 of node n2 is taken by pod kube-system/other"},
 		{"mesh port elsewhere", func(f *facts) { f.Set.Apiserver.Storage.Node, f.Pods = "n1", []corev1.Pod{pod("n2", 9443, "TCP")} }, "", ""},
 		{"tunnel's port", func(f *facts) { f.Pods = []corev1.Pod{pod("n2", 51820, "UDP")} }, levelError, "UDP 51820"},
+		{"gossip's port", func(f *facts) { f.Pods = []corev1.Pod{pod("n2", 9444, "TCP")} }, levelError, "TCP 9444"},
+		{"gossip's port, unused", func(f *facts) { f.Set.Agent.GossipPort, f.Pods = 0, []corev1.Pod{pod("n2", 9444, "TCP")} }, "", ""},
 		{"tunnel's number by TCP", func(f *facts) { f.Pods = []corev1.Pod{pod("n2", 51820, "TCP")} }, "", ""},
 		{"port of the probes, on the host network", func(f *facts) {
 			p := pod("n1", 0, "")
@@ -153,7 +155,7 @@ func TestUnseen(t *testing.T) {
 			text += one.What + ": " + one.Why + " " + one.Fix + "\n"
 		}
 	}
-	for _, want := range []string{"/sys/fs/bpf mounted", "agent.mountBPFFS=true", "UDP 51999 (agent.wireguardPort)", "TCP 9443 (apiserver.port)", "TCP 9971", "let UDP 51999 through", "--dry-run"} {
+	for _, want := range []string{"/sys/fs/bpf mounted", "agent.mountBPFFS=true", "UDP 51999 (agent.wireguardPort)", "TCP 9443 (apiserver.port)", "TCP 9971", "let UDP 51999 through", "TCP 9444 between the nodes of this cluster", "--dry-run"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}

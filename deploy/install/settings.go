@@ -26,6 +26,7 @@ type settings struct {
 	}
 	Agent struct {
 		WireguardPort   int
+		GossipPort      int
 		NATPorts, BPFFS string
 		MountBPFFS      bool
 		NodeSelector    map[string]string
