@@ -17,6 +17,21 @@ func (p *Publisher) Refused() []Refusal {
 	return out
 }
 
+// Meant is what key will hold when all is written: the wanted value, or, of a key
+// that nothing was said of, what the store was last known to hold; nil = nothing.
+// known is false while the store has not been read.
+func (p *Publisher) Meant(key string) (value []byte, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w, ok := p.wanted[key]; ok {
+		return w.value, true
+	}
+	if _, gone := p.explicit[key]; gone {
+		return nil, true
+	}
+	return p.actual[key].value, p.storeID != 0
+}
+
 // Idle reports whether the store holds all that is wanted, as far as the guard
 // lets it and values were not refused, the marker included if Listed was called.
 func (p *Publisher) Idle() bool {

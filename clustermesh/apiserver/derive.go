@@ -9,9 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
@@ -85,6 +83,7 @@ type deriver struct {
 	troubled map[unit]bool   // units with problems
 	owner    map[string]unit // by key: which unit yields it; an address may move from pod to pod
 	dirty    map[unit]clustermesh.Origin
+	since    map[unit]map[Ref]change // the last derivation
 }
 
 // unit is what is derived at once.
@@ -144,6 +143,7 @@ func newDeriver(cfg deriveConfig) *deriver {
 		troubled:        make(map[unit]bool),
 		owner:           make(map[string]unit),
 		dirty:           make(map[unit]clustermesh.Origin),
+		since:           make(map[unit]map[Ref]change),
 	}
 }
 
@@ -197,87 +197,6 @@ func clusterPolicyUnit(name string) unit {
 func identityUnit(text string) unit { return unit{clustermesh.KindIdentity, objectName{"", text}} }
 func (d *deriver) key(scope clustermesh.Scope, r clustermesh.Record) string {
 	return clustermesh.KeyOf(scope, d.cfg.Cluster, r).String()
-}
-
-// apply takes a delivery of the source.
-func (d *deriver) apply(o Objects) {
-	at := clustermesh.OriginAt(o.At)
-	if o.Complete {
-		for _, ref := range d.refs() {
-			if _, still := o.Upserts[ref]; !still {
-				d.set(ref, nil, at)
-			}
-		}
-	}
-	for _, ref := range o.Deletes {
-		d.set(ref, nil, at)
-	}
-	// In order, so that a log of two runs reads alike.
-	for _, ref := range slices.SortedFunc(maps.Keys(o.Upserts), compareRefs) {
-		d.set(ref, o.Upserts[ref], at)
-	}
-}
-
-// refs are all objects held.
-func (d *deriver) refs() []Ref {
-	var all []Ref
-	for n := range d.services {
-		all = append(all, Ref{KindService, n.Namespace, n.Name})
-	}
-	for n := range d.pods {
-		all = append(all, Ref{KindPod, n.Namespace, n.Name})
-	}
-	for n := range d.nodes {
-		all = append(all, Ref{KindNode, "", n})
-	}
-	for n := range d.namespaces {
-		all = append(all, Ref{KindNamespace, "", n})
-	}
-	for u := range d.policies {
-		kind := KindNetworkPolicy
-		if u.kind == clustermesh.KindClusterPolicy {
-			kind = KindClusterNetworkPolicy
-		}
-		all = append(all, Ref{kind, u.name.Namespace, u.name.Name})
-	}
-	for n := range d.exports {
-		all = append(all, Ref{KindServiceExport, n.Namespace, n.Name})
-	}
-	for n := range d.givenOf {
-		all = append(all, Ref{KindEndpointSlice, n.Namespace, n.Name})
-	}
-	return all
-}
-
-// set takes one object; nil = it is gone.
-func (d *deriver) set(ref Ref, obj runtime.Object, at clustermesh.Origin) {
-	name := objectName{ref.Namespace, ref.Name}
-	switch ref.Kind {
-	case KindService:
-		svc, _ := obj.(*corev1.Service)
-		d.setService(name, svc, at)
-	case KindPod:
-		pod, _ := obj.(*corev1.Pod)
-		d.setPod(name, pod, at)
-	case KindNode:
-		node, _ := obj.(*corev1.Node)
-		d.setNode(ref.Name, node, at)
-	case KindNamespace:
-		ns, _ := obj.(*corev1.Namespace)
-		d.setNamespace(ref.Name, ns, at)
-	case KindNetworkPolicy:
-		policy, _ := obj.(*networkingv1.NetworkPolicy)
-		d.setNetworkPolicy(ref, policy, at)
-	case KindClusterNetworkPolicy:
-		policy, _ := obj.(*clusterPolicy)
-		d.setClusterNetworkPolicy(ref, policy, at)
-	case KindServiceExport:
-		exp, _ := obj.(*v1beta1.ServiceExport)
-		d.setExport(name, exp, at)
-	case KindEndpointSlice:
-		slice, _ := obj.(*discoveryv1.EndpointSlice)
-		d.setSlice(name, slice, at)
-	}
 }
 
 // yield collects what one unit yields.
@@ -359,6 +278,7 @@ func (d *deriver) flush(emit func(key string, value []byte)) {
 			emit(key, nil)
 		}
 	}
+	clear(d.since)
 }
 
 // compareUnits: what is referred to comes first.

@@ -61,6 +61,9 @@ func (d *deriver) multicluster(name objectName, svc *corev1.Service, r *clusterm
 // storedExport is what was last published of a service's export; nil if it was
 // not exported.
 func (d *deriver) storedExport(name objectName) *clustermesh.Export {
+	if d.anewService(name, KindServiceExport, name.Name) {
+		return nil
+	}
 	key := clustermesh.KeyOf(clustermesh.ScopeExport, d.cfg.Cluster, &clustermesh.Service{Name: clustermesh.ServiceName(name)})
 	value := d.cfg.Stored(key.String())
 	if value == nil {

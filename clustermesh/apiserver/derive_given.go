@@ -19,9 +19,11 @@ import (
 // limit of Kubernetes.
 const maxHints = 8
 
-func sliceNames(s *discoveryv1.EndpointSlice, node string) bool {
+// concerns says whether what a slice yields may depend on a node. An endpoint that
+// names none is on the one that its address says.
+func concerns(s *discoveryv1.EndpointSlice, node string) bool {
 	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
-		return e.NodeName != nil && *e.NodeName == node ||
+		return e.NodeName == nil || *e.NodeName == node ||
 			e.Hints != nil && slices.ContainsFunc(e.Hints.ForNodes, func(f discoveryv1.ForNode) bool { return f.Name == node })
 	})
 }
@@ -31,6 +33,9 @@ func (d *deriver) setSlice(name objectName, s *discoveryv1.EndpointSlice, at clu
 	if svc, had := d.givenOf[name]; had {
 		remove(d.given, svc, name.Name)
 		delete(d.givenOf, name)
+		if s == nil || s.Labels[discoveryv1.LabelServiceName] != svc.Name {
+			d.noteChange(serviceUnit(svc), Ref{KindEndpointSlice, name.Namespace, name.Name}, changeDeleted)
+		}
 		d.touch(serviceUnit(svc), at)
 	}
 	if s == nil {
@@ -67,8 +72,11 @@ func (d *deriver) givenSlices(name objectName, scope clustermesh.Scope, y *yield
 
 // keepSlice leaves what the store holds of a given slice and its parts, if any.
 func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Scope, y *yield) (any bool) {
+	if d.anewService(name, KindEndpointSlice, slice) {
+		return false
+	}
 	first := clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice) + name.String() + "/" + slice
-	for _, key := range d.cfg.StoredUnder(first) {
+	for _, key := range d.storedOf(name, first) {
 		rest := strings.TrimPrefix(key, first)
 		if bits, part := strings.CutPrefix(rest, "."); rest == "" || (part && strings.Trim(bits, "01") == "") {
 			y.keep(key)
@@ -76,6 +84,23 @@ func (d *deriver) keepSlice(name objectName, slice string, scope clustermesh.Sco
 		}
 	}
 	return any
+}
+
+// storedOf are the keys in force under prefix of those that a service yields.
+func (d *deriver) storedOf(name objectName, prefix string) []string {
+	keys := make(map[string]bool)
+	for _, key := range d.cfg.StoredUnder(prefix) {
+		keys[key] = true
+	}
+	if out := d.units[serviceUnit(name)]; out != nil { // the store may not have it yet
+		for _, key := range out.keys {
+			if strings.HasPrefix(key, prefix) {
+				keys[key] = true
+			}
+		}
+	}
+	maps.DeleteFunc(keys, func(key string, _ bool) bool { return d.cfg.Stored(key) == nil })
+	return slices.Sorted(maps.Keys(keys))
 }
 
 func (d *deriver) readSlice(s *discoveryv1.EndpointSlice, scope clustermesh.Scope, y *yield) ([]clustermesh.Port, []clustermesh.Endpoint, error) {

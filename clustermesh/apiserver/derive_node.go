@@ -46,7 +46,7 @@ func (d *deriver) touchNode(name string, at clustermesh.Origin) {
 	}
 	for svc, slices := range d.given {
 		for _, s := range slices {
-			if sliceNames(s, name) {
+			if concerns(s, name) {
 				d.touch(serviceUnit(svc), at)
 			}
 		}
@@ -117,6 +117,9 @@ func (d *deriver) shareOut() {
 func (d *deriver) lastPrefixes(name string) []netip.Prefix {
 	if last := d.nodes[name].prefixes; len(last) > 0 {
 		return last
+	}
+	if d.anew(nodeUnit(name), Ref{Kind: KindNode, Name: name}) {
+		return nil
 	}
 	key := clustermesh.KeyOf(clustermesh.ScopeExport, d.cfg.Cluster, &clustermesh.Node{Name: name})
 	if value := d.cfg.Stored(key.String()); value != nil {

@@ -95,7 +95,7 @@ func (d *deriver) derivePolicy(u unit, y *yield) {
 	}
 	if st.json != nil {
 		y.put(clustermesh.ScopeLocal, r, object.String())
-	} else if key := d.key(clustermesh.ScopeLocal, r); d.cfg.Stored(key) != nil {
+	} else if key := d.key(clustermesh.ScopeLocal, r); d.cfg.Stored(key) != nil && !d.anew(u, object) {
 		y.keep(key)
 	}
 }

@@ -11,10 +11,20 @@ import (
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver/mcs"
 )
 
+// labelServiceProxyName is on Services that another program than kube-proxy, or
+// what stands in its place, is to serve.
+const labelServiceProxyName = "service.kubernetes.io/service-proxy-name"
+
 // setService takes a Service. One that cannot be right is refused as a whole:
 // the one before stays in force, or what the store holds.
 func (d *deriver) setService(name objectName, svc *corev1.Service, at clustermesh.Origin) {
 	d.touch(serviceUnit(name), at)
+	if svc != nil {
+		if _, others := svc.Labels[labelServiceProxyName]; others {
+			svc = nil // its owner has said that somebody else serves it
+			d.noteChange(serviceUnit(name), Ref{KindService, name.Namespace, name.Name}, changeDeleted)
+		}
+	}
 	old := d.services[name]
 	if svc == nil {
 		if old != nil {
@@ -155,12 +165,15 @@ func (d *deriver) deriveService(name objectName, y *yield) {
 
 // keepService leaves all that the store holds of a service.
 func (d *deriver) keepService(name objectName, y *yield) {
+	if d.anewService(name, KindService, name.Name) {
+		return
+	}
 	for _, scope := range []clustermesh.Scope{clustermesh.ScopeExport, clustermesh.ScopeLocal} {
 		key := d.key(scope, &clustermesh.Service{Name: clustermesh.ServiceName(name)})
 		if d.cfg.Stored(key) != nil {
 			y.keep(key)
 		}
-		for _, slice := range d.cfg.StoredUnder(clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice) + name.String() + "/") {
+		for _, slice := range d.storedOf(name, clustermesh.KindPrefix(scope, d.cfg.Cluster, clustermesh.KindEndpointSlice)+name.String()+"/") {
 			y.keep(slice)
 		}
 	}
@@ -168,7 +181,11 @@ func (d *deriver) keepService(name objectName, y *yield) {
 
 // storedSettings are the last good ones: those of the record in the store.
 func (d *deriver) storedSettings(name objectName) Settings {
-	for _, scope := range []clustermesh.Scope{clustermesh.ScopeExport, clustermesh.ScopeLocal} {
+	scopes := []clustermesh.Scope{clustermesh.ScopeExport, clustermesh.ScopeLocal}
+	if d.anewService(name, KindService, name.Name) {
+		scopes = nil
+	}
+	for _, scope := range scopes {
 		key := clustermesh.KeyOf(scope, d.cfg.Cluster, &clustermesh.Service{Name: clustermesh.ServiceName(name)})
 		value := d.cfg.Stored(key.String())
 		if value == nil {

@@ -82,27 +82,6 @@ func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *P
 	return c
 }
 
-// stored is what the watch cache holds under key.
-func (c *core) stored(key string) []byte {
-	kv, err := getKey(context.Background(), c.cache, key)
-	if err != nil || kv.Key == "" {
-		return nil
-	}
-	return kv.Value
-}
-
-func (c *core) storedUnder(prefix string) []string {
-	var keys []string
-	// The cache answers from memory; before it was filled there is nothing.
-	_, _ = c.cache.List(context.Background(), prefix, kvstore.Position{}, func(kvs []kvstore.KV) error {
-		for _, kv := range kvs {
-			keys = append(keys, kv.Key)
-		}
-		return nil
-	})
-	return keys
-}
-
 // do hands f to the core's goroutine and does not wait for it. After the core
 // has stopped it does nothing.
 func (c *core) do(f func()) {
@@ -189,10 +168,15 @@ func (c *core) takePending() {
 	}
 }
 
-// deliver takes what the source says.
-func (c *core) deliver(o Objects) {
+// deliver takes what the source says. What it says of an object that has just
+// changed waits until that is derived, which may be the last good state.
+func (c *core) deliver(ctx context.Context, o Objects) {
 	c.do(func() {
-		c.d.apply(c.guard.admit(o, time.Now()))
+		admitted := c.guard.admit(o, time.Now())
+		if c.d.underWay(admitted) {
+			c.settle(ctx)
+		}
+		c.d.apply(admitted)
 		c.problems.Set("source", o.Problems)
 		if o.Complete {
 			c.sourceListed, c.relist = true, true
@@ -216,6 +200,7 @@ func (c *core) settle(ctx context.Context) {
 	}
 	c.d.shareOut()
 	if c.pub == nil {
+		clear(c.d.since) // what is in force is another's work
 		return
 	}
 	if c.holdStart() {
@@ -248,6 +233,7 @@ func (c *core) emit(key string, value []byte) {
 		c.moves.leave(key)
 	default:
 		c.pub.Delete(key)
+		c.leftToo(key)
 	}
 }
 

@@ -80,6 +80,16 @@ func (c *core) moved(key string) bool {
 	return there
 }
 
+// leftToo deletes what is left of a record that goes where it was before it moved:
+// it is nowhere any more.
+func (c *core) leftToo(key string) {
+	other := twin(key)
+	if _, left := c.moves.due[other]; left {
+		delete(c.moves.due, other)
+		c.pub.Delete(other)
+	}
+}
+
 // keepTwin has a complete list go on wanting what the store holds under key's
 // twin, for a while, if key is to take its place.
 func (c *core) keepTwin(key string) {
@@ -90,7 +100,7 @@ func (c *core) keepTwin(key string) {
 	if _, wanted := c.d.owner[other]; wanted {
 		return
 	}
-	if value := c.stored(other); value != nil {
+	if value := c.present(other); value != nil {
 		c.moves.leave(other)
 		c.pub.Set(other, value)
 	}

@@ -105,7 +105,16 @@ func TestServiceMovesBetweenScopes(t *testing.T) {
 		if overlap == 0 {
 			t.Error("nothing ever moved")
 		}
+		// What is deleted within the time is in neither scope, and at once.
 		cancel()
 		<-watched
+		say("true", false)
+		time.Sleep(moveTime / 2)
+		source.changes <- Objects{DeletesNamed: true, Deletes: []Ref{{KindService, "default", "shop"}}, At: time.Now()}
+		time.Sleep(moveTime / 4)
+		synctest.Wait()
+		if text := dumpStore(store, ""); strings.Contains(text, "default/shop") {
+			t.Errorf("deleted:\n%s", text)
+		}
 	})
 }

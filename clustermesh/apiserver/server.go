@@ -217,7 +217,9 @@ func (s *server) startPublishing(start func(string, func(context.Context) error)
 		start("exports", func(ctx context.Context) error { return s.exports.run(ctx, s.cache) })
 	}
 	start("core", func(ctx context.Context) error { s.core.run(ctx); return nil })
-	start("source", func(ctx context.Context) error { return s.cfg.Source.Run(ctx, s.core.deliver) })
+	start("source", func(ctx context.Context) error {
+		return s.cfg.Source.Run(ctx, func(o Objects) { s.core.deliver(ctx, o) })
+	})
 	start("leader", func(ctx context.Context) error {
 		s.leader.run(ctx, func(ctx context.Context, f *fence) error {
 			t := &term{core: s.core, store: s.handle.Store, fence: f, bundle: s.bundle, memory: s.memory, copy: s.copy, held: s.gate.holds}

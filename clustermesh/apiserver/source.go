@@ -47,7 +47,9 @@ type Objects struct {
 	// first delivery of a source is complete, and so is each full re-read.
 	Complete bool
 	Upserts  map[Ref]runtime.Object
-	Deletes  []Ref
+	// Deletes come before Upserts: what is in both was deleted, and another object
+	// has its name now.
+	Deletes []Ref
 	// DeletesNamed: each of Deletes was said to be deleted, by name (a watch of
 	// Kubernetes does so). Otherwise they are merely not there any more, which may
 	// be a folder that was unmounted.

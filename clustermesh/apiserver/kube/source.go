@@ -50,6 +50,7 @@ type Source struct {
 	kinds    []*kindState
 	upserts  map[apiserver.Ref]runtime.Object
 	deletes  map[apiserver.Ref]bool // true = a watch named it
+	renewed  map[apiserver.Ref]bool // of upserts: another object had the name before
 	at       time.Time              // of the first of them
 	warnings map[apiserver.Ref]apiserver.Problem
 }
@@ -67,9 +68,9 @@ func NewSource(cfg SourceConfig) *Source {
 	}
 	s := &Source{
 		cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1),
-		upserts: make(map[apiserver.Ref]runtime.Object), deletes: make(map[apiserver.Ref]bool),
 		warnings: make(map[apiserver.Ref]apiserver.Problem),
 	}
+	s.reset()
 	for _, k := range sourceKinds {
 		if k.name != apiserver.KindServiceExport || cfg.ServiceExports {
 			s.kinds = append(s.kinds, &kindState{sourceKind: k, source: s, held: make(map[apiserver.Ref]heldObject)})
@@ -130,6 +131,7 @@ func (s *Source) take(complete *bool) []apiserver.Objects {
 	}
 	named := apiserver.Objects{Upserts: s.upserts, DeletesNamed: true, Problems: problems, At: s.at}
 	lacking := apiserver.Objects{Problems: problems, At: s.at}
+	named.Deletes = sortedRefs(s.renewed)
 	for ref, told := range s.deletes {
 		if told {
 			named.Deletes = append(named.Deletes, ref)
@@ -145,7 +147,8 @@ func (s *Source) take(complete *bool) []apiserver.Objects {
 }
 
 func (s *Source) reset() {
-	s.upserts, s.deletes, s.at = make(map[apiserver.Ref]runtime.Object), make(map[apiserver.Ref]bool), time.Time{}
+	s.upserts, s.at = make(map[apiserver.Ref]runtime.Object), time.Time{}
+	s.deletes, s.renewed = make(map[apiserver.Ref]bool), make(map[apiserver.Ref]bool)
 }
 
 // everything is all that is held; false if a kind is not known yet.
@@ -162,9 +165,13 @@ func (s *Source) everything() (map[apiserver.Ref]runtime.Object, bool) {
 	return all, true
 }
 
-// upsert and remove note a change; the caller holds the lock.
-func (s *Source) upsert(ref apiserver.Ref, obj runtime.Object) {
+// upsert and remove note a change; the caller holds the lock. renewed: the object
+// is another one than before, of the same name.
+func (s *Source) upsert(ref apiserver.Ref, obj runtime.Object, renewed bool) {
 	s.noticed()
+	if renewed || s.deletes[ref] {
+		s.renewed[ref] = true
+	}
 	delete(s.deletes, ref)
 	s.upserts[ref] = obj
 }
@@ -172,6 +179,7 @@ func (s *Source) upsert(ref apiserver.Ref, obj runtime.Object) {
 func (s *Source) remove(ref apiserver.Ref, named bool) {
 	s.noticed()
 	delete(s.upserts, ref)
+	delete(s.renewed, ref)
 	delete(s.warnings, ref)
 	s.deletes[ref] = named
 }

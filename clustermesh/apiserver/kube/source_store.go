@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/apiserver"
@@ -38,6 +39,7 @@ type kindState struct {
 type heldObject struct {
 	object runtime.Object
 	rev    uint64
+	uid    types.UID
 }
 
 var (
@@ -60,28 +62,35 @@ func (k *kindState) Transformer() cache.TransformFunc {
 	}
 }
 
-// read takes an object apart: what is kept of it, where it belongs, its version.
-// problem is nil unless something is wrong with it.
-func (k *kindState) read(obj any) (ref apiserver.Ref, kept runtime.Object, rev uint64, problem *apiserver.Problem, err error) {
+// received is an object as the API server told it, taken apart.
+type received struct {
+	ref     apiserver.Ref
+	uid     types.UID
+	rev     uint64         // 0: not comparable, and never older
+	kept    runtime.Object // what is read here of it; nil = it cannot be read
+	problem *apiserver.Problem
+}
+
+func (k *kindState) read(obj any) (received, error) {
 	o, ok := obj.(runtime.Object)
 	if !ok {
-		return ref, nil, 0, nil, fmt.Errorf("%T is no object", obj)
+		return received{}, fmt.Errorf("%T is no object", obj)
 	}
 	m, err := meta.Accessor(o)
 	if err != nil {
-		return ref, nil, 0, nil, err
+		return received{}, err
 	}
-	ref = apiserver.Ref{Kind: k.name, Namespace: m.GetNamespace(), Name: m.GetName()}
-	rev, _ = strconv.ParseUint(m.GetResourceVersion(), 10, 64) // 0: not comparable, and never older
+	r := received{ref: apiserver.Ref{Kind: k.name, Namespace: m.GetNamespace(), Name: m.GetName()}, uid: m.GetUID()}
+	r.rev, _ = strconv.ParseUint(m.GetResourceVersion(), 10, 64)
 	if k.raw {
-		kept, problem = readRaw(ref, o)
-		return ref, kept, rev, problem, nil
+		r.kept, r.problem = readRaw(r.ref, o)
+		return r, nil
 	}
-	kept = k.trim(o)
-	if m, err = meta.Accessor(kept); err == nil {
+	r.kept = k.trim(o)
+	if m, err = meta.Accessor(r.kept); err == nil {
 		m.SetResourceVersion("")
 	}
-	return ref, kept, rev, nil, err
+	return r, err
 }
 
 // readRaw decodes a ClusterNetworkPolicy from its text, as the folder does: what
@@ -112,43 +121,51 @@ func (k *kindState) Add(obj any) error { return k.Update(obj) }
 
 // Update implements cache.ReflectorStore.
 func (k *kindState) Update(obj any) error {
-	ref, kept, rev, problem, err := k.read(obj)
+	r, err := k.read(obj)
 	if err != nil {
 		return err
 	}
 	s := k.source
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k.answered(rev)
-	if old, had := k.held[ref]; had && rev != 0 && rev < old.rev {
+	k.answered(r.rev)
+	if old, had := k.held[r.ref]; had && r.rev != 0 && r.rev < old.rev {
 		return nil // it comes late
 	}
-	k.put(ref, kept, rev, problem)
+	k.put(r)
 	s.stir()
 	return nil
 }
 
-// put takes an object; the caller holds the lock.
-func (k *kindState) put(ref apiserver.Ref, kept runtime.Object, rev uint64, problem *apiserver.Problem) {
+// put takes an object; the caller holds the lock. One of another UID is another
+// object, also if nobody told that the former was deleted: a list between two
+// watches does not.
+func (k *kindState) put(r received) {
 	s := k.source
-	if problem != nil {
-		s.warnings[ref] = *problem
-	} else {
-		delete(s.warnings, ref)
+	old, had := k.held[r.ref]
+	renewed := had && old.uid != r.uid
+	if renewed && r.kept == nil {
+		delete(k.held, r.ref)
+		s.remove(r.ref, true)
+		had = false
 	}
-	old, had := k.held[ref]
-	if kept == nil { // it cannot be read: what it said before stays
+	if r.problem != nil {
+		s.warnings[r.ref] = *r.problem
+	} else {
+		delete(s.warnings, r.ref)
+	}
+	if r.kept == nil { // it cannot be read: what it said before stays
 		if had {
-			k.held[ref] = heldObject{old.object, rev}
+			k.held[r.ref] = heldObject{old.object, r.rev, r.uid}
 		}
 		return
 	}
-	if had && equality.Semantic.DeepEqual(old.object, kept) {
-		k.held[ref] = heldObject{old.object, rev}
+	if had && !renewed && equality.Semantic.DeepEqual(old.object, r.kept) {
+		k.held[r.ref] = heldObject{old.object, r.rev, r.uid}
 		return
 	}
-	k.held[ref] = heldObject{kept, rev}
-	s.upsert(ref, kept)
+	k.held[r.ref] = heldObject{r.kept, r.rev, r.uid}
+	s.upsert(r.ref, r.kept, renewed)
 }
 
 // Delete implements cache.ReflectorStore: a watch said so.
@@ -203,17 +220,22 @@ func (k *kindState) Replace(list []any, version string) error {
 	k.behind, k.err, k.rev = time.Time{}, nil, rev
 	present := make(map[apiserver.Ref]bool, len(list))
 	for _, obj := range list {
-		ref, kept, rev, problem, err := k.read(obj)
+		r, err := k.read(obj)
 		if err != nil {
 			return err
 		}
-		present[ref] = true
-		k.put(ref, kept, rev, problem)
+		present[r.ref] = true
+		k.put(r)
 	}
 	for _, ref := range sortedRefs(k.held) {
 		if !present[ref] {
 			delete(k.held, ref)
 			s.remove(ref, false)
+		}
+	}
+	for ref := range s.warnings { // of what could never be read, too
+		if ref.Kind == k.name && !present[ref] {
+			delete(s.warnings, ref)
 		}
 	}
 	k.synced = true

@@ -48,11 +48,6 @@ func (d *delivered) take(o apiserver.Objects) {
 		d.complete++
 		d.objects = make(map[apiserver.Ref]runtime.Object)
 	}
-	for ref, obj := range o.Upserts {
-		d.objects[ref] = obj
-		d.upserts++
-		d.origins = append(d.origins, o.At)
-	}
 	for _, ref := range o.Deletes {
 		delete(d.objects, ref)
 		if o.DeletesNamed {
@@ -60,6 +55,11 @@ func (d *delivered) take(o apiserver.Objects) {
 		} else {
 			d.lacking = append(d.lacking, ref)
 		}
+	}
+	for ref, obj := range o.Upserts {
+		d.objects[ref] = obj
+		d.upserts++
+		d.origins = append(d.origins, o.At)
 	}
 	var b strings.Builder
 	for _, p := range o.Problems {
@@ -301,6 +301,33 @@ func TestSourceCutWatches(t *testing.T) {
 	eventually(t, "all nodes", func() bool { return strings.Count(d.has(), "Node n") == 20 })
 	if d.problem() != "" {
 		t.Errorf("problem: %s", d.problem())
+	}
+}
+
+// An object that has the name of a deleted one is told of as such, also if a list
+// alone says so: what was good before is not its own.
+func TestSourceTellsObjectsMadeAnew(t *testing.T) {
+	s := kubetest.New(t)
+	s.Put(service("web", nil))
+	d := follow(t, s, 0)
+	eventually(t, "the first delivery", func() bool { return d.has() == "Service shop/web" })
+	before := d.get("Service", "shop", "web")
+
+	s.Away()
+	s.Delete(service("web", nil))
+	s.Put(service("web", nil))
+	s.Compact()
+	s.Back()
+	eventually(t, "another object", func() bool { o := d.get("Service", "shop", "web"); return o != nil && o != before })
+	if _, _, named, lacking := d.counts(); named != 1 || lacking != 0 {
+		t.Errorf("%d deletes by name, %d for want of it; want 1 and 0", named, lacking)
+	}
+	s.Put(service("web", map[string]string{"tombolo.io/global": "true"}))
+	eventually(t, "a change", func() bool {
+		return d.get("Service", "shop", "web").(*corev1.Service).Annotations["tombolo.io/global"] == "true"
+	})
+	if _, _, named, _ := d.counts(); named != 1 {
+		t.Errorf("a change of the same object was told as %d deletes", named-1)
 	}
 }
 
