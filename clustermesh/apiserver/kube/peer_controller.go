@@ -229,6 +229,15 @@ func (p *Peers) one(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.StatusRes
 	if peer != nil {
 		err = p.joined(ctx, next, peer, st)
 	}
+	if mp.Status.ObservedGeneration != mp.Generation {
+		keep := ""
+		if mp.Spec.Invite != nil {
+			keep = inviteSecret(mp)
+		}
+		if others := p.uninviteOthers(ctx, mp, keep); others != nil {
+			return next, errors.Join(err, others) // the spec is not observed as long as this is to be done
+		}
+	}
 	next.Status.ObservedGeneration = mp.Generation
 	return next, errors.Join(err, p.writeStatus(ctx, next, before))
 }

@@ -132,7 +132,7 @@ func (p *Peers) invite(ctx context.Context, mp *v1alpha1.MeshPeer) error {
 		return nil
 	}
 	fresh := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: mp.Namespace, Labels: map[string]string{"app.kubernetes.io/part-of": "tombolo"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: mp.Namespace, Labels: map[string]string{partOfLabel: "tombolo"},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(mp, v1alpha1.GroupVersion.WithKind("MeshPeer"))}},
 		Type: corev1.SecretTypeOpaque, Data: map[string][]byte{"token": []byte(res.Token)},
 	}
@@ -172,23 +172,54 @@ func (p *Peers) joined(ctx context.Context, mp *v1alpha1.MeshPeer, peer *pb.Peer
 	return nil
 }
 
-// uninvite takes an invitation back: the token, if it was not used (the clusters may
-// have been joined by another one), and then its Secret, so that a crash between the
-// two leaves what is needed to go on.
+// uninvite takes an invitation back.
 func (p *Peers) uninvite(ctx context.Context, mp *v1alpha1.MeshPeer) error {
-	secrets, name := p.client.Secrets(mp.Namespace), inviteSecret(mp)
-	secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
-	if err == nil && metav1.IsControlledBy(secret, mp) {
-		if err := p.withdraw(ctx, secret.Data["token"]); err != nil {
-			return err
-		}
-		err = secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
+	secret, err := p.client.Secrets(mp.Namespace).Get(ctx, inviteSecret(mp), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("take the Secret of the token away: %w", err)
+	}
+	return p.takeBack(ctx, mp, secret)
+}
+
+// takeBack ends a token, if it was not used (the clusters may have been joined by
+// another one), and then removes its Secret, so that a crash between the two leaves
+// what is needed to go on. A Secret that is not the resource's stays.
+func (p *Peers) takeBack(ctx context.Context, mp *v1alpha1.MeshPeer, secret *corev1.Secret) error {
+	if !metav1.IsControlledBy(secret, mp) {
+		return nil
+	}
+	if err := p.withdraw(ctx, secret.Data["token"]); err != nil {
+		return err
+	}
+	err := p.client.Secrets(mp.Namespace).Delete(ctx, secret.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &secret.UID}})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("take the Secret of the token away: %w", err)
 	}
 	return nil
 }
+
+// uninviteOthers takes back what was written for an earlier spec: under another
+// name, or when the resource still invited. keep is the name that is in use.
+func (p *Peers) uninviteOthers(ctx context.Context, mp *v1alpha1.MeshPeer, keep string) error {
+	list, err := p.client.Secrets(mp.Namespace).List(ctx, metav1.ListOptions{LabelSelector: ourSecrets})
+	if err != nil {
+		return fmt.Errorf("look for Secrets of tokens: %w", err)
+	}
+	for i := range list.Items {
+		if secret := &list.Items[i]; secret.Name != keep {
+			err = errors.Join(err, p.takeBack(ctx, mp, secret))
+		}
+	}
+	return err
+}
+
+// ourSecrets selects the Secrets that are written here.
+const ourSecrets = partOfLabel + "=tombolo"
+
+const partOfLabel = "app.kubernetes.io/part-of"
 
 // withdraw ends a token before its time.
 func (p *Peers) withdraw(ctx context.Context, text []byte) error {
@@ -223,10 +254,8 @@ func (p *Peers) delete(ctx context.Context, mp *v1alpha1.MeshPeer, st *pb.Status
 	if !hasFinalizer(mp) {
 		return mp, nil
 	}
-	if mp.Spec.Invite != nil {
-		if err := p.uninvite(ctx, mp); err != nil {
-			return mp, err
-		}
+	if err := p.uninviteOthers(ctx, mp, ""); err != nil {
+		return mp, err
 	}
 	before := mp.Status
 	policy := cmp.Or(mp.Spec.DeletionPolicy, v1alpha1.Leave)

@@ -283,6 +283,52 @@ func TestInvitationIsWithdrawn(t *testing.T) {
 	}
 }
 
+// An invitation that goes into another Secret, or none, is another one: what was
+// written for the spec before is withdrawn. What somebody else wrote stays.
+func TestInvitationMoves(t *testing.T) {
+	a, b := newSide(t, "aws", 1), newSide(t, "gcp", 2)
+	change := func(f func(*v1alpha1.MeshPeerSpec)) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			mp, err := a.peers().Get(t.Context(), "gcp", metav1.GetOptions{})
+			if err == nil {
+				f(&mp.Spec)
+				_, err = a.peers().Update(t.Context(), mp, metav1.UpdateOptions{})
+			}
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatal(err)
+			}
+		}
+	}
+	left := func(name string) bool {
+		_, err := a.client.Secrets(ns).Get(t.Context(), name, metav1.GetOptions{})
+		return err == nil
+	}
+	a.putToken("theirs", "not ours")
+	a.create("gcp", v1alpha1.MeshPeerSpec{Invite: &v1alpha1.Invite{SecretName: "one"}})
+	first := a.token("one")
+	change(func(s *v1alpha1.MeshPeerSpec) { s.Invite.SecretName = "two" })
+	second := a.token("two")
+	eventually(t, "the first Secret is gone", func() bool { return !left("one") })
+	for name, token := range map[string]string{"t": first, "u": second} {
+		b.putToken(name, token)
+	}
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "t"}})
+	b.wait("aws", v1alpha1.Joined, "False TokenRefused")
+	b.delete("aws")
+	b.gone("aws")
+	change(func(s *v1alpha1.MeshPeerSpec) { s.Invite = nil })
+	eventually(t, "the second Secret is gone", func() bool { return !left("two") })
+	b.create("aws", v1alpha1.MeshPeerSpec{TokenSecretRef: &v1alpha1.TokenSecretRef{Name: "u"}})
+	b.wait("aws", v1alpha1.Joined, "False TokenRefused")
+	if !left("theirs") {
+		t.Error("a Secret that is somebody else's was deleted")
+	}
+}
+
 // status is a MeshPeer as `tombolo mesh status` has it.
 func (s *side) status(name string) *pb.MeshPeerStatus {
 	conn, err := grpc.NewClient("unix:"+s.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
