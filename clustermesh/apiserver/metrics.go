@@ -2,13 +2,9 @@ package apiserver
 
 import (
 	"context"
-	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 )
@@ -90,26 +86,4 @@ func oneIf(b bool) float64 {
 		return 1
 	}
 	return 0
-}
-
-func metricsHandler(s *server) http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(metricsCollector{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
-	mux.HandleFunc("GET /readyz", s.serveReady)
-	return mux
-}
-
-// serveReady: a replica is ready while it follows its store, so that what it serves
-// is present. Whether it leads, and whether Kubernetes answers it, does not matter to readers.
-func (s *server) serveReady(w http.ResponseWriter, _ *http.Request) {
-	f := s.follow.Load()
-	if f == nil || !f.Connected {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintln(w, "not ready: the store is not followed; look at tombolo status")
-		return
-	}
-	fmt.Fprintln(w, "ready")
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -178,7 +177,7 @@ func (s *server) run(ctx context.Context) error {
 	start("CA", func(ctx context.Context) error { s.followCA(ctx); return nil })
 	start("admin socket", func(ctx context.Context) error { return s.admin.Run(ctx, socket) })
 	if metrics != nil {
-		start("metrics", func(ctx context.Context) error { return serveMetrics(ctx, metrics, s) })
+		start("metrics", func(ctx context.Context) error { return serveProbes(ctx, metrics, metricsHandler(s)) })
 	}
 	s.log.Info("mesh API server is up", "cluster", s.cfg.Cluster, "id", uint16(s.cfg.ID), "listen", mesh.Addr().String(), "store", s.handle.Text, "fingerprint", s.port.ca().Fingerprint())
 	if s.cfg.Ready != nil {
@@ -326,17 +325,6 @@ func (s *server) confirm(kind string) int {
 		}
 	}
 	return n
-}
-
-// serveMetrics serves /metrics until ctx ends.
-func serveMetrics(ctx context.Context, l net.Listener, s *server) error {
-	srv := &http.Server{Handler: metricsHandler(s), ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }
 
 // replicaName is how this replica signs the leader key: the host's name helps

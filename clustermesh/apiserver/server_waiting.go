@@ -3,9 +3,7 @@ package apiserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 
@@ -86,22 +84,16 @@ func (w *waitingRoom) openProbes() {
 		w.server.log.Warn("readiness cannot be asked for while the CA is awaited", "err", err)
 		return
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "alive") })
-	mux.HandleFunc("GET /", func(rw http.ResponseWriter, _ *http.Request) {
-		p := w.present()
-		rw.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintf(rw, "not ready: %s\n", p.Text())
-	})
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	w.serve(func() error { return s.Serve(l) }, func() { s.Close() })
+	ctx, cancel := context.WithCancel(context.Background())
+	handler := probes(func() string { return w.present().Text() }, nil)
+	w.serve(func() error { return serveProbes(ctx, l, handler) }, cancel)
 }
 
 func (w *waitingRoom) serve(run func() error, end func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := run(); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
+		if err := run(); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			w.server.log.Warn("answers while the CA is awaited ended", "err", err)
 		}
 	}()
