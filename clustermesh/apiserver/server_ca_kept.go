@@ -43,6 +43,16 @@ type CAKeeper interface {
 // ErrNoCA is a keeper's answer while it keeps none.
 var ErrNoCA = errors.New("there is no CA there")
 
+// UnusableCA is a keeper's answer while it keeps something that cannot be the
+// cluster's CA.
+type UnusableCA struct {
+	Err error
+	Fix string // what to do about it
+}
+
+func (e *UnusableCA) Error() string { return e.Err.Error() }
+func (e *UnusableCA) Unwrap() error { return e.Err }
+
 // keptCA brings the CA of a keeper into force.
 //
 //	other signer, root known to all ──────────────► it signs
@@ -317,8 +327,12 @@ func (k *keptCA) problem(err error) {
 		return
 	}
 	fix := "correct it; it is read again when it changes"
-	if errors.Is(err, ErrNoCA) {
+	var unusable *UnusableCA
+	switch {
+	case errors.Is(err, ErrNoCA):
 		fix = "have its issuer make it again (cert-manager: kubectl describe certificate)"
+	case errors.As(err, &unusable):
+		fix = unusable.Fix + "; it is read again when it changes"
 	}
 	k.server.problems.Set("ca", []Problem{{
 		Object: "CA of cluster " + k.server.cfg.Cluster, What: "the one in " + k.keeper.String() + " is not used; the CA from before stays in force", Why: printable(err.Error()), Fix: fix,
@@ -328,7 +342,11 @@ func (k *keptCA) problem(err error) {
 // awaited is the problem of a server that has no CA yet.
 func (k *keptCA) awaited(err error) Problem {
 	fix := "see that the Kubernetes API answers and lets this server read and make it"
-	if k.keeper.Supplied() && errors.Is(err, ErrNoCA) {
+	var unusable *UnusableCA
+	switch {
+	case errors.As(err, &unusable):
+		fix = unusable.Fix + "; this server goes on by itself then"
+	case k.keeper.Supplied() && errors.Is(err, ErrNoCA):
 		fix = "have its issuer make it (cert-manager: kubectl describe certificate); this server goes on by itself once it is there"
 	}
 	return Problem{

@@ -60,16 +60,20 @@ func (s *CASecret) text(secret *corev1.Secret) (apiserver.CAText, error) {
 		return apiserver.CAText{}, fmt.Errorf("%w: %s is empty so far", apiserver.ErrNoCA, s)
 	}
 	if len(cert) == 0 || len(key) == 0 {
-		return apiserver.CAText{}, fmt.Errorf("%s lacks %s or %s", s, corev1.TLSCertKey, corev1.TLSPrivateKeyKey)
+		return apiserver.CAText{}, s.unusable("put both into it, or delete it to have it made", "%s lacks %s or %s", s, corev1.TLSCertKey, corev1.TLSPrivateKeyKey)
 	}
 	if made := secret.Annotations[clusterAnnotation]; made != "" && made != s.cluster {
-		return apiserver.CAText{}, fmt.Errorf("%s holds the CA of cluster %q, not of %q: give another --ca-secret", s, made, s.cluster)
+		return apiserver.CAText{}, s.unusable("name another Secret with --ca-secret, or start this server with the name of that cluster", "%s holds the CA of cluster %q, not of %q", s, made, s.cluster)
 	}
 	chain, roots, err := certs.ChainWith(cert, secret.Data[caRoots])
 	if err != nil {
-		return apiserver.CAText{}, fmt.Errorf("%s: %w", s, err)
+		return apiserver.CAText{}, s.unusable("correct its "+corev1.TLSCertKey+" and "+caRoots, "%s: %w", s, err)
 	}
 	return apiserver.CAText{Chain: chain, Key: key, Roots: roots}, nil
+}
+
+func (s *CASecret) unusable(fix, why string, args ...any) error {
+	return &apiserver.UnusableCA{Err: fmt.Errorf(why, args...), Fix: fix}
 }
 
 // clusterAnnotation names the cluster that an object was made for.

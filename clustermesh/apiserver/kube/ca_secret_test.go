@@ -99,7 +99,9 @@ func TestSuppliedCASecret(t *testing.T) {
 	if _, err = secrets.Update(t.Context(), made, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keeper.Get(t.Context()); err == nil || !strings.Contains(err.Error(), `holds the CA of cluster "gcp", not of "aws"`) {
+	_, err = keeper.Get(t.Context())
+	var unusable *apiserver.UnusableCA
+	if !errors.As(err, &unusable) || !strings.Contains(err.Error(), `holds the CA of cluster "gcp", not of "aws"`) || !strings.Contains(unusable.Fix, "--ca-secret") {
 		t.Error(err)
 	}
 }
