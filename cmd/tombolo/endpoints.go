@@ -102,15 +102,15 @@ func endpointCounts(endpoints []agent.EndpointStatus) string {
 
 // printUnmanaged names pods that Tombolo has not connected, and what to do.
 func (c *cli) printUnmanaged(pods []agent.UnmanagedPod) {
-	var names []string
-	for _, p := range pods {
-		names = append(names, printable(p.Namespace+"/"+p.Name))
-	}
 	verb := "are"
 	if len(pods) == 1 {
 		verb = "is"
 	}
-	fmt.Fprintf(c.env.Stdout, "  NOT MANAGED: %s on this node %s not connected by Tombolo: %s\n", count(len(pods), "pod"), verb, strings.Join(names, ", "))
+	fmt.Fprintf(c.env.Stdout, "  NOT MANAGED: %s on this node %s not connected by Tombolo: %s\n", count(len(pods), "pod"), verb, podNames(pods))
+	c.adviseUnmanaged()
+}
+
+func (c *cli) adviseUnmanaged() {
 	fmt.Fprintln(c.env.Stdout, "    cause: another CNI plugin has connected them, most often before Tombolo was installed")
 	fmt.Fprintln(c.env.Stdout, "    fix:   neither policy nor encryption covers them; delete them, so that they are made anew")
 }

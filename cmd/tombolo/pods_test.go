@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/relay"
 	"github.com/tombolo-mesh/tombolo/relay/pod"
@@ -126,6 +127,36 @@ func TestSilentReplicaIsNotWaitedFor(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("it waits for the silent one")
+	}
+}
+
+// Without a node, all agents are asked for pods that are not managed; one that does
+// not answer is named.
+func TestUnmanagedPodsOfTheCluster(t *testing.T) {
+	node := func(names ...string) *world {
+		st := agent.Status{Node: "x"}
+		for _, name := range names {
+			st.Unmanaged = append(st.Unmanaged, agent.UnmanagedPod{Namespace: "shop", Name: name})
+		}
+		return newWorld(t, map[string]any{"/v1/status": st}, &fakeAdmin{status: serverStatus()})
+	}
+	_, vars := inPods(t, defaultNamespace, node("b", "a"), node(), newWorld(t, nil, nil), node("c"))
+	got := at(t, vars, "status", "--context", "aws")
+	for _, want := range []string{"Mesh API server of aws", "NOT MANAGED: 3 pods of the cluster", "  n1: shop/b, shop/a\n  n4: shop/c\n", "not known of node n3: cannot reach the agent in pod agent-2"} {
+		if !strings.Contains(got.out, want) {
+			t.Errorf("lacks %q:\n%s%s", want, got.out, got.errOut)
+		}
+	}
+	got = at(t, vars, "status", "--context", "aws", "-o", "json")
+	if got.status != 0 || !strings.Contains(got.out, `"name": "c"`) || !strings.Contains(got.out, `"error": "cannot reach`) {
+		t.Errorf("%+v", got)
+	}
+	_, vars = inPods(t, defaultNamespace, node(), node())
+	if got = at(t, vars, "status", "--context", "aws"); !strings.Contains(got.out, "No pod is without Tombolo, say the agents of 2 nodes") {
+		t.Errorf("%+v", got)
+	}
+	if got = at(t, vars, "status", "--context", "aws", "--node", "n1"); strings.Contains(got.out, "say the agents") {
+		t.Errorf("all were asked although a node was named: %s", got.out)
 	}
 }
 

@@ -29,7 +29,8 @@ with since when it is not in reach (what is known stays in force); from snapshot
 probes through the tunnel say. REFUSED are records that were not believed. Rows
 PENDING differ in the kernel, rows HELD are kept until their cluster is synced. Pods
 NOT MANAGED run on this node without Tombolo; its own are counted by their state,
-and 'tombolo endpoints' lists them.`,
+and 'tombolo endpoints' lists them. With --context and without --node the agents of
+all nodes are asked for pods that are not managed, and for no more.`,
 		Example: `  tombolo status
   tombolo status -o json
   tombolo status --agent-socket /run/tombolo/agent.sock
@@ -41,8 +42,15 @@ and 'tombolo endpoints' lists them.`,
 			if nodeErr != nil && serverErr != nil {
 				return errors.Join(nodeErr, serverErr)
 			}
+			nodes, err := c.unmanagedEverywhere(cmd.Context())
+			if err != nil {
+				fmt.Fprintf(c.env.Stderr, "whether pods are not managed is not known: %s\n", firstLine(err))
+			}
 			if c.output == "json" {
 				doc := map[string]any{}
+				if nodes != nil {
+					doc["nodes"] = nodes
+				}
 				if node != nil {
 					doc["agent"] = node
 				}
@@ -55,6 +63,9 @@ and 'tombolo endpoints' lists them.`,
 				if err := c.printServer(server); err != nil {
 					return err
 				}
+			}
+			if nodes != nil {
+				c.printNodes(nodes)
 			}
 			if node == nil {
 				fmt.Fprintf(c.env.Stderr, "\nno agent asked: %s\n", firstLine(nodeErr))
