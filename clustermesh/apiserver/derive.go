@@ -155,6 +155,12 @@ func (d *deriver) touch(u unit, at clustermesh.Origin) {
 	}
 }
 
+// forget drops what was touched before a moment. touchAll finds again all that is
+// there then; what is not would stay dirty for ever where nothing is flushed.
+func (d *deriver) forget(before clustermesh.Origin) {
+	maps.DeleteFunc(d.dirty, func(_ unit, at clustermesh.Origin) bool { return at < before })
+}
+
 // touchAll makes everything dirty: a new leader derives from nothing. what was
 // yielded before is forgotten.
 func (d *deriver) touchAll(at clustermesh.Origin) {

@@ -54,6 +54,9 @@ const (
 	// collectEvery is how often unused numbers are looked for.
 	collectEvery = 15 * time.Second
 	ensureTime   = 5 * time.Second
+	// followedFor is how long a replica that does not lead knows when what changed:
+	// should it lead before that has been published, the origin is that of the change.
+	followedFor = 10 * time.Minute
 )
 
 func newCore(cfg Config, store kvstore.Store, cache *kvstore.Memory, problems *Problems) *core {
@@ -343,6 +346,9 @@ func (c *core) numbered(what string, err error, problems *[]Problem) bool {
 
 // collect frees numbers that nobody has used for a while. The leader alone does it.
 func (c *core) collect(ctx context.Context) {
+	if c.pub == nil {
+		c.d.forget(clustermesh.OriginAt(time.Now().Add(-followedFor)))
+	}
 	if c.pub == nil || !c.listed || !c.sourceListed || !c.claimsListed {
 		clear(c.unused)
 		return
