@@ -57,15 +57,15 @@ var law = map[string]struct {
 	"agent/tunnel":                        {may: []string{"wireguard-go", "netlink"}, never: []string{"agent", "clustermesh", "kvstore"}},
 	"bpf":                                 {may: []string{"ebpf", "netlink"}, never: []string{"agent", "clustermesh", "kvstore", "certs"}},
 	"certs":                               {never: []string{"agent", "clustermesh", "kvstore", "bpf", "grpc"}},
-	"cmd/tombolo":                         {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "relay/pod", "deploy/request", "grpc"}, never: []string{"etcd server", "helm", "k8s.io/client-go/kubernetes"}},
+	"cmd/tombolo":                         {may: []string{"test/lab", "test/lab/demo", "clustermesh", "clustermesh/pb", "agent", "agent/policy", "agent/policy/manifest", "agent/policy/trace", "cmd/internal/relay/pod", "deploy/request", "grpc"}, never: []string{"etcd server", "helm", "k8s.io/client-go/kubernetes"}},
 	"cmd/tombolo-install":                 {may: []string{"deploy/install", "deploy/request"}, never: []string{"etcd server", "ebpf", "agent", "clustermesh/apiserver"}},
 	"deploy":                              {},
 	"deploy/charttest":                    {never: []string{"helm", "client-go"}},
 	"deploy/image":                        {},
 	"deploy/install":                      {may: []string{"deploy", "deploy/request", "helm", "client-go"}, never: []string{"etcd server", "ebpf", "agent", "clustermesh/apiserver"}},
 	"deploy/request":                      {never: []string{"helm", "client-go"}},
-	"cmd/tombolo-apiserver":               {may: []string{"relay", "clustermesh/apiserver", "clustermesh/apiserver/kube", "clustermesh/dns", "clustermesh", "kvstore", "kvstore/etcd", "kvstore/etcd/embed", "certs"}, never: []string{"agent", "bpf", "netlink"}},
-	"cmd/tombolo-agent":                   {may: []string{"agent/cni", "agent/gossip", "relay", "agent", "agent/register", "agent/linux", "agent/tunnel", "bpf", "certs", "clustermesh", "kvstore", "kvstore/etcd"}, never: []string{"client-go", "etcd server"}},
+	"cmd/tombolo-apiserver":               {may: []string{"cmd/internal/relay", "clustermesh/apiserver", "clustermesh/apiserver/kube", "clustermesh/dns", "clustermesh", "kvstore", "kvstore/etcd", "kvstore/etcd/embed", "certs"}, never: []string{"agent", "bpf", "netlink"}},
+	"cmd/tombolo-agent":                   {may: []string{"agent/cni", "agent/gossip", "cmd/internal/relay", "agent", "agent/register", "agent/linux", "agent/tunnel", "bpf", "certs", "clustermesh", "kvstore", "kvstore/etcd"}, never: []string{"client-go", "etcd server"}},
 	"cmd/tombolo-cni":                     {may: []string{"netlink", "agent/cni", "agent"}, never: []string{"etcd", "client-go", "ebpf"}},
 	"test":                                {},
 	"test/runtests":                       {},
@@ -82,9 +82,9 @@ var law = map[string]struct {
 
 	"clustermesh/apiserver/kube/v1alpha1": {may: []string{"client-go"}, never: []string{"agent", "clustermesh", "kvstore", "bpf", "etcd", "grpc"}},
 
-	"relay":             {never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "client-go", "etcd", "grpc"}},
-	"relay/pod":         {may: []string{"relay", "client-go"}, never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "etcd", "grpc"}},
-	"relay/pod/podtest": {may: []string{"client-go"}, never: []string{"agent", "clustermesh", "kvstore", "etcd", "grpc"}},
+	"cmd/internal/relay":             {never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "client-go", "etcd", "grpc"}},
+	"cmd/internal/relay/pod":         {may: []string{"cmd/internal/relay", "client-go"}, never: []string{"agent", "clustermesh", "kvstore", "bpf", "certs", "etcd", "grpc"}},
+	"cmd/internal/relay/pod/podtest": {may: []string{"client-go"}, never: []string{"agent", "clustermesh", "kvstore", "etcd", "grpc"}},
 }
 
 // only names packages that nobody but the listed may import.
@@ -162,11 +162,11 @@ func TestImportTable(t *testing.T) {
 	}
 }
 
-// Commands do not import each other.
+// Commands do not import each other; what they share is below internal.
 func TestCommandsStandAlone(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, imp := range p.Imports {
-			if strings.HasPrefix(imp, module+"cmd/") {
+			if strings.HasPrefix(imp, module+"cmd/") && !strings.HasPrefix(imp, module+"cmd/internal/") {
 				t.Errorf("%s imports %s", p.ImportPath, imp)
 			}
 		}

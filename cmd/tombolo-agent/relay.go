@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/tombolo-mesh/tombolo/relay"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay"
 )
 
 func newRelay() *cobra.Command {

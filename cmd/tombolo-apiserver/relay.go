@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/tombolo-mesh/tombolo/relay"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay"
 )
 
 func relayCommand(stdout io.Writer) *cobra.Command {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/agent"
-	"github.com/tombolo-mesh/tombolo/relay/pod"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay/pod"
 )
 
 // askedAtOnce bounds how many agents are asked at a time: each is an exec.

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
-	"github.com/tombolo-mesh/tombolo/relay/pod"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay/pod"
 )
 
 const defaultNamespace = "tombolo-system"

@@ -13,9 +13,9 @@ import (
 
 	"github.com/tombolo-mesh/tombolo/agent"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
-	"github.com/tombolo-mesh/tombolo/relay"
-	"github.com/tombolo-mesh/tombolo/relay/pod"
-	"github.com/tombolo-mesh/tombolo/relay/pod/podtest"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay/pod"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay/pod/podtest"
 )
 
 // inPods puts worlds into pods: a mesh API server each, and an agent on a node

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/tombolo-mesh/tombolo/relay/pod"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay/pod"
 )
 
 // Where agent and mesh API server listen unless told otherwise.

@@ -30,7 +30,7 @@ func NeedsUninstalled(w *World) string {
 
 // goTests runs what is skipped elsewhere.
 func goTests(t *T) {
-	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "-v", "-run", "Real|ServerTakes|Release", "./clustermesh/apiserver/kube/...", "./deploy/install", "./relay/pod")
+	cmd := exec.CommandContext(t.ctx, "go", "test", "-count=1", "-v", "-run", "Real|ServerTakes|Release", "./clustermesh/apiserver/kube/...", "./deploy/install", "./cmd/internal/relay/pod")
 	path, err := t.Clusters[0].minimalKubeconfig()
 	t.OK(err, "kubeconfig")
 	t.Cleanup(func() { os.Remove(path) })

@@ -16,8 +16,8 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/tombolo-mesh/tombolo/relay"
-	"github.com/tombolo-mesh/tombolo/relay/pod/podtest"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay/pod/podtest"
 )
 
 func TestMain(m *testing.M) {

@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/util/exec"
 	"k8s.io/klog/v2"
 
-	"github.com/tombolo-mesh/tombolo/relay"
+	"github.com/tombolo-mesh/tombolo/cmd/internal/relay"
 )
 
 const (
