@@ -55,11 +55,11 @@ kubernetes-lab: ## build real Kubernetes for test-kubernetes, once, 20 minutes; 
 test-kube-apiserver: ## the Go tests that want a real kube-apiserver, which they restart; needs root and kubernetes-lab
 	test/kubernetes/kube-apiserver.sh
 
-# Further: DUAL=1 CHAINED=1 RUN=… KEEP=1 LIST=1 ECHO_IMAGE=… OTHER_IMAGE=… SET=key=value,… LAB_BIN=…
+# Further: DUAL=1 CHAINED=1 RUN=… KEEP=1 LIST=1 ECHO_IMAGE=… OTHER=… SET=key=value,… LAB_BIN=…
 test-kubernetes: $(if $(LIST),,build image) ## install, join, break and remove Tombolo on real Kubernetes, needs root and kubernetes-lab; or CONTEXTS=a,b
 	$(GO) build -o $(BIN)/test-kubernetes-suite ./test/kubernetes
 	$(BIN)/test-kubernetes-suite -bin $(BIN) -image $(BIN)/tombolo-image.tar $(if $(CONTEXTS),-contexts $(CONTEXTS)) $(if $(DUAL),-dual) $(if $(CHAINED),-chained) \
-		$(if $(RUN),-run '$(RUN)') $(if $(KEEP),-keep) $(if $(LIST),-list) $(if $(ECHO_IMAGE),-echo-image $(ECHO_IMAGE)) $(if $(OTHER_IMAGE),-other-image $(OTHER_IMAGE)) $(if $(SET),-set '$(SET)')
+		$(if $(RUN),-run '$(RUN)') $(if $(KEEP),-keep) $(if $(LIST),-list) $(if $(ECHO_IMAGE),-echo-image $(ECHO_IMAGE)) $(if $(OTHER),-other $(OTHER)) $(if $(SET),-set '$(SET)')
 
 verify: ## generated code and objects are up to date; format, vet, staticcheck, imports, tidy, known vulnerabilities
 	./.ci/verify

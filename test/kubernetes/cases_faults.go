@@ -1,11 +1,8 @@
 package main
 
 import (
-	"archive/tar"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -76,56 +73,23 @@ func meshRestart(t *T) {
 // rollingUpgrade changes each pod of Tombolo by the chart. The other version is the
 // same programs under another name: what is tested is the change, not the difference.
 func rollingUpgrade(t *T) {
-	there, back := []string{"--set", "agent.logLevel=debug,apiserver.logLevel=debug"}, []string{"--set", "agent.logLevel=info,apiserver.logLevel=info"}
-	if t.otherImage != "" {
-		tag, err := tagOf(t.otherImage)
-		t.OK(err, "-other-image")
-		// A file, as to --set a tag of digits is a number.
-		dir, err := os.MkdirTemp("", "tombolo-values-")
-		t.OK(err, "folder")
-		t.Cleanup(func() { os.RemoveAll(dir) })
-		values := filepath.Join(dir, "values.yaml")
-		t.OK(os.WriteFile(values, fmt.Appendf(nil, "image: {tag: %q}\n", tag), 0o600), "values")
-		there, back = append(there, "-f", values), append(back, "--set", "image.tag=")
-		t.Note("there and back: image %s", tag)
-	} else {
-		t.Note("the settings change, and not the programs (-other-image gives those of another version)")
+	other := t.other
+	if other == "" {
+		other = t.bin
+		t.Note("the settings change, and not the programs (-other names those of another version)")
 	}
 	loads, starts := t.loads(t.Namespace())
-	for _, to := range [][]string{there, back} {
+	for _, to := range []struct{ bin, level string }{{other, "debug"}, {t.bin, "info"}} {
 		for _, c := range t.Clusters {
-			_, err := c.Tombolo(t.ctx, slices.Concat([]string{"upgrade"}, c.values(), to)...)
+			args := append([]string{"upgrade"}, c.values()...)
+			_, err := c.tomboloOf(t.ctx, to.bin, append(args, "--set", "agent.logLevel="+to.level, "--set", "apiserver.logLevel="+to.level)...)
 			t.OK(err, "upgrade")
 			c.Rolled(t)
 		}
 		whole(t, loads, starts)
-	}
-}
-
-// tagOf is the tag of the image in an archive, as docker save and `make image` write them.
-func tagOf(archive string) (string, error) {
-	f, err := os.Open(archive)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if err != nil {
-			return "", fmt.Errorf("%s: no manifest.json in it: %w", archive, err)
-		}
-		if h.Name != "manifest.json" {
-			continue
-		}
-		var images []struct{ RepoTags []string }
-		if err := json.NewDecoder(r).Decode(&images); err != nil {
-			return "", fmt.Errorf("%s: manifest.json: %w", archive, err)
-		}
-		if len(images) != 1 || len(images[0].RepoTags) != 1 {
-			return "", fmt.Errorf("%s: manifest.json: %d images, of which one with one tag is wanted", archive, len(images))
-		}
-		name := images[0].RepoTags[0]
-		return name[strings.LastIndex(name, ":")+1:], nil
+		version, err := exec.CommandContext(t.ctx, filepath.Join(to.bin, "tombolo"), "version").Output()
+		t.OK(err, "version")
+		t.Note("with %s", strings.TrimSpace(strings.SplitN(string(version), "\n", 2)[0]))
 	}
 }
 

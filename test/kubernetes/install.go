@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,7 +21,12 @@ const systemNamespace = "tombolo-system"
 
 // Tombolo runs the command line against a cluster.
 func (c *Cluster) Tombolo(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, c.world.program("tombolo"), append(args, "--context", c.Context)...)
+	return c.tomboloOf(ctx, c.world.bin, args...)
+}
+
+// tomboloOf is Tombolo of the programs in a folder: each version brings its own chart.
+func (c *Cluster) tomboloOf(ctx context.Context, bin string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "tombolo"), append(args, "--context", c.Context)...)
 	cmd.Env = c.env()
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr

@@ -57,8 +57,8 @@ func (w *World) openLab(ctx context.Context) error {
 		return err
 	}
 	images := []string{w.image}
-	if w.otherImage != "" {
-		images = append(images, w.otherImage)
+	if w.other != "" {
+		images = append(images, filepath.Join(w.other, "tombolo-image.tar"))
 	}
 	if err := w.Lab.up(ctx, images, w.options, w.out); err != nil {
 		return fmt.Errorf("the lab did not come up: %w", err)

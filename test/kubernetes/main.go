@@ -28,7 +28,7 @@ type options struct {
 	labBin     string
 	bin        string
 	image      string
-	otherImage string // of another version, to upgrade to and back; empty: the settings change alone
+	other      string // folder of another version's programs and image, to upgrade to and back; empty: the settings change alone
 	echoImage  string
 	set        string // of the chart, as helm's --set takes it
 	logs       string
@@ -71,7 +71,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.labBin, "lab-bin", "", "folder of the lab's programs (default: LAB_BIN, or .cache/kubernetes/bin)")
 	f.StringVar(&o.bin, "bin", "bin", "folder of Tombolo's programs")
 	f.StringVar(&o.image, "image", "bin/tombolo-image.tar", "Tombolo's image")
-	f.StringVar(&o.otherImage, "other-image", "", "image of another version of Tombolo, as an archive, that the case rolling-upgrade goes to and back from; on -contexts, load it into the clusters first")
+	f.StringVar(&o.other, "other", "", "folder bin of another version, with its programs and image, that the case rolling-upgrade goes to and back from; on -contexts, load its image into the clusters first")
 	f.StringVar(&o.echoImage, "echo-image", "lab.local/echo:1", "image of the test's workloads; on -contexts, load it into the clusters first")
 	f.StringVar(&o.set, "set", "", "further values of the chart, as key=value,key=value: where your distribution has its CNI folders, say")
 	f.StringVar(&o.logs, "logs", "bin/test-kubernetes", "folder for what is known about cases that failed")

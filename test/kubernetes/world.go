@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -178,15 +177,6 @@ func (c *Cluster) sweep(ctx context.Context, id string) error {
 		errs = append(errs, c.Client.CoreV1().Namespaces().Delete(ctx, ns.Name, metav1.DeleteOptions{}))
 	}
 	return errors.Join(errs...)
-}
-
-// program is the path of one of Tombolo's.
-func (w *World) program(name string) string {
-	path, err := filepath.Abs(filepath.Join(w.bin, name))
-	if err != nil {
-		return filepath.Join(w.bin, name)
-	}
-	return path
 }
 
 // env is what programs need to find a cluster.
