@@ -13,6 +13,7 @@ import (
 
 	"helm.sh/helm/v4/pkg/kube"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -146,12 +147,9 @@ func TestRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	crds := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context())
-		for _, name := range []string{"meshpeers.tombolo.io", "serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io"} {
-			crds.Delete(ctx, name, metav1.DeleteOptions{})
-		}
-	})
+	// What another test has left would be somebody else's for the release, which leaves it alone.
+	withoutDefinitions(t, crds)
+	t.Cleanup(func() { withoutDefinitions(t, crds) })
 	r.Timeout = 5 * time.Second
 	pre := r
 	pre.Verb, pre.Pre = "check", true
@@ -198,6 +196,28 @@ func TestRelease(t *testing.T) {
 	stays(t, c, r.Namespace)
 	if _, err := crds.Get(t.Context(), "meshpeers.tombolo.io", metav1.GetOptions{}); err != nil {
 		t.Errorf("the definition, and all MeshPeers with it: %v", err)
+	}
+}
+
+// withoutDefinitions removes the definitions that a release brings, and waits until
+// they are gone.
+func withoutDefinitions(t *testing.T, crds dynamic.ResourceInterface) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	defer cancel()
+	for _, name := range []string{"meshpeers.tombolo.io", "serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io"} {
+		crds.Delete(ctx, name, metav1.DeleteOptions{})
+		for {
+			_, err := crds.Get(ctx, name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Errorf("%s does not go: %v", name, err)
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
 }
 
