@@ -87,34 +87,11 @@ func newSourceTwin(t *testing.T) *sourceTwin {
 
 func (w *sourceTwin) publish(source apiserver.Source, store *kvstore.Memory) {
 	w.t.Helper()
-	sockets, err := os.MkdirTemp("", "twin") // t.TempDir may be too long for a socket
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ready := make(chan struct{})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- apiserver.Run(ctx, apiserver.Config{
-			Cluster: "aws", ID: 1, StateDir: w.t.TempDir(), Source: source, SlicesGiven: true, Listen: "127.0.0.1:0", Advertise: []string{"mesh.example:9443"},
-			Socket: filepath.Join(sockets, "s"), Version: "v1.0.0", PodPrefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00:1::/32")}, Guard: time.Hour, Log: slog.New(slog.DiscardHandler),
-			Open:  func(context.Context) (apiserver.StoreHandle, error) { return apiserver.StoreHandle{Store: store}, nil },
-			Ready: func() { close(ready) },
-		})
-	}()
-	w.t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Error(err)
-		}
-		os.RemoveAll(sockets)
+	runServer(w.t, apiserver.Config{
+		Cluster: "aws", ID: 1, StateDir: w.t.TempDir(), Source: source, SlicesGiven: true, Listen: "127.0.0.1:0", Advertise: []string{"mesh.example:9443"},
+		Version: "v1.0.0", PodPrefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00:1::/32")}, Guard: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Open: func(context.Context) (apiserver.StoreHandle, error) { return apiserver.StoreHandle{Store: store}, nil },
 	})
-	select {
-	case <-ready:
-	case err := <-done:
-		done <- nil
-		w.t.Fatal(err)
-	}
 }
 
 // put writes an object for both; taken waits until both have delivered it.

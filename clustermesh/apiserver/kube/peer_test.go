@@ -71,7 +71,6 @@ func newSideOn(t *testing.T, name string, id int, client *kube.Client) *side {
 	l.Close()
 	t.Cleanup(s.store.Close)
 	s.start()
-	t.Cleanup(func() { s.stop() })
 	return s
 }
 
@@ -86,39 +85,44 @@ func (noObjects) Run(ctx context.Context, deliver func(apiserver.Objects)) error
 // start starts the mesh API server, as after a crash.
 func (s *side) start() {
 	s.t.Helper()
-	sockets, err := os.MkdirTemp("", "side") // t.TempDir may be too long for a socket
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.socket = filepath.Join(sockets, "s")
-	ready := make(chan struct{})
-	cfg := apiserver.Config{
-		Cluster: s.name, ID: clustermesh.ID(s.id), StateDir: s.dir, Source: noObjects{}, Listen: s.addr, Socket: s.socket, Version: "v1.0.0",
+	s.socket, s.stop = runServer(s.t, apiserver.Config{
+		Cluster: s.name, ID: clustermesh.ID(s.id), StateDir: s.dir, Source: noObjects{}, Listen: s.addr, Version: "v1.0.0",
 		PodPrefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", s.id))}, LeaseTTL: 2 * time.Second, Log: slog.New(slog.DiscardHandler),
 		Open: func(context.Context) (apiserver.StoreHandle, error) {
 			return apiserver.StoreHandle{Store: s.store}, nil
 		},
-		Parts: []apiserver.Part{kube.PeersPart(s.client)}, Ready: func() { close(ready) },
+		Parts: []apiserver.Part{kube.PeersPart(s.client)},
+	})
+}
+
+// runServer runs a mesh API server with a socket of its own, and returns when it is
+// ready. stop, which may be called again, stops it and waits.
+func runServer(t *testing.T, cfg apiserver.Config) (socket string, stop func()) {
+	t.Helper()
+	sockets, err := os.MkdirTemp("", "server") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
 	}
+	ready := make(chan struct{})
+	cfg.Socket, cfg.Ready = filepath.Join(sockets, "s"), func() { close(ready) }
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- apiserver.Run(ctx, cfg) }()
-	var once sync.Once
-	s.stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				s.t.Error(err)
-			}
-			os.RemoveAll(sockets)
-		})
-	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(sockets)
+	})
+	t.Cleanup(stop)
 	select {
 	case <-ready:
 	case err := <-done:
 		done <- nil
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
+	return cfg.Socket, stop
 }
 
 func (s *side) peers() *peersClient {
