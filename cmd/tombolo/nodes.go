@@ -30,17 +30,13 @@ type nodeUnmanaged struct {
 	Error string               `json:"error,omitempty"`
 }
 
-// unmanagedEverywhere is everyNode where a cluster is meant, and no node of it.
+// unmanagedEverywhere asks the agents of all nodes of the cluster, where a cluster
+// is meant and no node of it. One that does not answer holds up none of the others,
+// and is among the answers.
 func (c *cli) unmanagedEverywhere(ctx context.Context) ([]nodeUnmanaged, error) {
 	if !c.viaPods() || c.kube.node != "" {
 		return nil, nil
 	}
-	return c.everyNode(ctx)
-}
-
-// everyNode asks the agents of all nodes of the cluster. One that does not answer
-// holds up none of the others, and is among the answers.
-func (c *cli) everyNode(ctx context.Context) ([]nodeUnmanaged, error) {
 	cluster, err := c.cluster()
 	if err != nil {
 		return nil, err
