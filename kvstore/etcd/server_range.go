@@ -22,7 +22,7 @@ const (
 	// comes first: large enough to be cheap, small enough to be decoded while
 	// the next one travels.
 	streamKeys  = 2000
-	streamBytes = 384 << 10
+	streamBytes = poolBytes
 
 	// maxAnswer bounds the answer to one Range, which is held in memory whole.
 	maxAnswer = 64 << 20
@@ -243,6 +243,11 @@ func (w *chunkWriter) flush() error {
 	whole.Free() // message holds it
 	return w.stream.SendMsg(&frame{data: mem.BufferSlice{message}})
 }
+
+// poolBytes is about the size of a message: it fits one of gRPC's buffers of
+// 32 KiB. The next larger ones have 1 MiB, of which hundreds of readers that come
+// at once would hold one or two each while their connections are full.
+const poolBytes = 31 << 10
 
 // answerBuffer is an empty buffer from gRPC's pool with room for n bytes.
 func answerBuffer(n int) []byte { return (*mem.DefaultBufferPool().Get(n))[:0] }

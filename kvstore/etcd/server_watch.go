@@ -21,7 +21,7 @@ const (
 	noWatch = -1
 
 	// fragmentBytes closes a message of a watch that asked for fragments.
-	fragmentBytes = 1 << 20
+	fragmentBytes = poolBytes
 
 	// maxStreamWatches bounds the watches of one stream, whatever the budget.
 	maxStreamWatches = 10000
