@@ -15,7 +15,7 @@ KUBE_LD    = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X 
 
 IMAGE    = tombolo.io/tombolo
 
-.PHONY: build image demo test test-race verify bench bench-dataplane kubernetes-lab test-kubernetes test-kube-apiserver kustomize generate clean help
+.PHONY: build image demo test test-race test-faults verify bench bench-dataplane kubernetes-lab test-kubernetes test-kube-apiserver kustomize generate clean help
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ bench-dataplane: $(if $(QUICK),,$(BIN)/kube-proxy) ## pod to pod beside kube-pro
 
 $(BIN)/kube-proxy: test/bench/kubeproxy/go.mod # some minutes, once
 	cd test/bench/kubeproxy && CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '$(KUBE_LD)' -o $(abspath $@) k8s.io/kubernetes/cmd/kube-proxy
+
+# Further: SERVICES=10,10000 TRIALS=50 MINUTES=10 ONLY=node-link,… LIST=1; QUICK=1: a few trials, ten minutes.
+test-faults: $(if $(LIST),,build) ## break a mesh of real processes in every way that Tombolo promises to bear; promised beside measured; needs root, two hours; QUICK=1
+	$(GO) build -o $(BIN)/test-faults ./test/faults
+	$(BIN)/test-faults -bin $(BIN) $(if $(LIST),-list) $(if $(QUICK),-trials 5 -services 10 -minutes 0.5) $(if $(SERVICES),-services $(SERVICES)) \
+		$(if $(TRIALS),-trials $(TRIALS)) $(if $(MINUTES),-minutes $(MINUTES)) $(if $(ONLY),-only '$(ONLY)')
 
 kubernetes-lab: ## build real Kubernetes for test-kubernetes, once, 20 minutes; into .cache/kubernetes, or LAB_BIN=…
 	test/kubernetes/lab/build.sh

@@ -74,6 +74,7 @@ var law = map[string]struct {
 	"test/lab/fault":                      {may: []string{"ebpf"}},
 	"test/sim":                            {may: []string{"*"}},
 	"test/script":                         {may: []string{"*"}},
+	"test/faults":                         {may: []string{"agent", "agent/register", "clustermesh", "kvstore", "test/bench/stats", "test/lab"}},
 	"test/judge":                          {},
 	"test/kubernetes":                     {may: []string{"client-go"}, never: []string{"agent", "bpf", "clustermesh", "kvstore", "etcd server"}},
 	"test/bench":                          {may: []string{"*"}},

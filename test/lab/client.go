@@ -21,6 +21,9 @@ type Result struct {
 	Err  string // "" if it succeeded
 }
 
+// Begin is when it was asked.
+func (r Result) Begin() time.Time { return r.End.Add(-r.Took) }
+
 // OK reports whether the request was answered.
 func (r Result) OK() bool { return r.Err == "" }
 
@@ -35,6 +38,9 @@ type ClientOptions struct {
 	Timeout  time.Duration
 	Mark     string // said in every request
 	Keep     bool   // one connection for all requests
+	// Open starts each request at its time, whether or not former ones were
+	// answered: with a dead backend the rate stays what it was.
+	Open bool
 
 	Unconnected bool // UDP without connect()
 }
@@ -65,7 +71,7 @@ func startClient(name string, o ClientOptions, exec func(string, io.Writer, ...s
 	}
 	argv := []string{exe, workloadArg, "client", "-target", o.Target}
 	for flag, set := range map[string]bool{"-network=" + o.Network: o.Network != "", "-mark=" + o.Mark: o.Mark != "",
-		"-interval=" + o.Interval.String(): o.Interval != 0, "-timeout=" + o.Timeout.String(): o.Timeout != 0, "-keep": o.Keep, "-unconnected": o.Unconnected} {
+		"-interval=" + o.Interval.String(): o.Interval != 0, "-timeout=" + o.Timeout.String(): o.Timeout != 0, "-keep": o.Keep, "-open": o.Open, "-unconnected": o.Unconnected} {
 		if set {
 			argv = append(argv, flag)
 		}
@@ -119,31 +125,44 @@ func (c *Client) add(r Result) {
 func (c *Client) Since(t time.Time) []Result {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := slices.IndexFunc(c.results, func(r Result) bool { return !r.End.Before(t) })
-	if i < 0 {
-		return nil
-	}
-	return slices.Clone(c.results[i:])
+	return slices.Clone(c.results[c.from(t):])
 }
 
-// Await waits for a result that ended at or after t and satisfies cond.
-func (c *Client) Await(ctx context.Context, what string, t time.Time, cond func(Result) bool) (Result, error) {
-	for {
-		c.mu.Lock()
-		changed := c.changed
-		c.mu.Unlock()
-		results := c.Since(t)
-		for _, r := range results {
-			if cond(r) {
-				return r, nil
-			}
+// from is where the results begin that ended at or after t: a client says them in
+// the order of their ends. Callers hold mu.
+func (c *Client) from(t time.Time) int {
+	i, _ := slices.BinarySearchFunc(c.results, t, func(r Result, t time.Time) int { return r.End.Compare(t) })
+	return i
+}
+
+// find looks at the results from number i on that ended at or after t. It says
+// how many results there are, and how to learn of further ones.
+func (c *Client) find(i int, t time.Time, cond func(Result) bool) (found Result, ok bool, n int, changed <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.results[max(i, c.from(t)):] {
+		if cond(r) {
+			return r, true, len(c.results), c.changed
 		}
+	}
+	return Result{}, false, len(c.results), c.changed
+}
+
+// Await waits for a result that ended at or after t and satisfies cond, which is
+// asked of each such result once and must not call methods of c.
+func (c *Client) Await(ctx context.Context, what string, t time.Time, cond func(Result) bool) (Result, error) {
+	for seen := 0; ; {
+		found, ok, n, changed := c.find(seen, t, cond)
+		if ok {
+			return found, nil
+		}
+		seen = n
 		select {
 		case <-changed:
 		case <-c.Process.Done():
 			return Result{}, fmt.Errorf("%s: the client ended: %s", what, c.Process.tail())
 		case <-ctx.Done():
-			last := "none at all"
+			results, last := c.Since(t), "none at all"
 			if len(results) > 0 {
 				last = fmt.Sprintf("%+v", results[len(results)-1])
 			}
@@ -156,7 +175,7 @@ func (c *Client) Await(ctx context.Context, what string, t time.Time, cond func(
 func (c *Client) AwaitMore(ctx context.Context, t time.Time, n int) ([]Result, error) {
 	count := 0
 	_, err := c.Await(ctx, fmt.Sprintf("%d results", n), t, func(Result) bool {
-		count = len(c.Since(t))
+		count++
 		return count >= n
 	})
 	return c.Since(t), err

@@ -197,11 +197,7 @@ func (c *Cluster) Join(ctx context.Context, other *Cluster) (*pb.InviteResponse,
 // process killed, kernel state gone. What is on disk stays.
 func (c *Cluster) PowerOff() error {
 	var errs []error
-	errs = append(errs, c.setPort(c.controlPort(), false))
-	for _, n := range c.Nodes {
-		errs = append(errs, c.setPort(n.port(), false))
-	}
-	errs = append(errs, killCgroup(filepath.Join(c.lab.cgroup, c.Name)))
+	errs = append(errs, c.Unplug(), killCgroup(filepath.Join(c.lab.cgroup, c.Name)))
 	for _, n := range c.Nodes {
 		errs = append(errs, n.forget())
 	}
@@ -224,10 +220,8 @@ func (c *Cluster) PowerOn(ctx context.Context) error {
 		return err
 	}
 	for _, n := range c.Nodes {
-		for _, p := range n.pods {
-			if err := p.boot(ctx); err != nil {
-				return err
-			}
+		if err := n.BootPods(ctx); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -112,13 +112,7 @@ func (r *rig) awaitSnapshots() {
 // cutNodes cuts the power of the nodes; the control host is left alone.
 func (c *Cluster) cutNodes() error {
 	for _, n := range c.Nodes {
-		if err := c.setPort(n.port(), false); err != nil {
-			return err
-		}
-		if err := killCgroup(n.host.cgroup); err != nil {
-			return err
-		}
-		if err := n.forget(); err != nil {
+		if err := n.PowerOff(); err != nil {
 			return err
 		}
 	}
@@ -130,9 +124,7 @@ func (c *Cluster) cutNodes() error {
 func (r *rig) bootNodes(c *Cluster) {
 	r.t.Helper()
 	for _, n := range c.Nodes {
-		noError(r.t, n.make())
-		noError(r.t, n.StartTunnel())
-		noError(r.t, n.LaunchAgent(r.ctx))
+		noError(r.t, n.Boot(r.ctx))
 	}
 	for _, n := range c.Nodes {
 		r.eventually(20*time.Second, c.Name+"/"+n.Name+": tables written from the snapshot", func() error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,7 +17,7 @@ import (
 // Fault is what happens to the packets of the underlay that it matches. Zero
 // fields match anything. Faults act where a host's packets enter the underlay.
 type Fault struct {
-	From, To  string // cluster names, "" = any
+	From, To  string // a cluster, or one of its nodes ("aws/n1"); "" = any
 	Proto     uint8  // IP protocol of the underlay packet: 17 for tunnels, 6 for the mesh port
 	Port      uint16 // at either end
 	Loss      float64
@@ -91,12 +92,11 @@ func (l *Lab) Inject(ft Fault) (heal func() error, err error) {
 			if end.name == "" {
 				continue
 			}
-			c := l.Cluster(end.name)
-			if c == nil {
-				return nil, fmt.Errorf("no cluster %q in this lab", end.name)
+			at, err := l.places(end.name)
+			if err != nil {
+				return nil, errors.Join(err, heal())
 			}
-			v4, v6 := underlayPrefixes(c.ID)
-			*end.net, *end.mask = netAndMask([]netip.Prefix{v4, v6}[family])
+			*end.net, *end.mask = netAndMask(at[family])
 		}
 		i, err := l.faults.free()
 		if err != nil {
@@ -110,7 +110,26 @@ func (l *Lab) Inject(ft Fault) (heal func() error, err error) {
 	return heal, nil
 }
 
-// Partition cuts two clusters off each other, both ways.
+// places are where the machines of a cluster are, or one node of it: IPv4, IPv6.
+func (l *Lab) places(name string) (at [2]netip.Prefix, err error) {
+	cluster, node, one := strings.Cut(name, "/")
+	c := l.Cluster(cluster)
+	if c == nil {
+		return at, fmt.Errorf("no cluster %q in this lab", cluster)
+	}
+	if !one {
+		at[0], at[1] = underlayPrefixes(c.ID)
+		return at, nil
+	}
+	for _, n := range c.Nodes {
+		if n.Name == node {
+			return [2]netip.Prefix{netip.PrefixFrom(n.Underlay(), 32), netip.PrefixFrom(n.Underlay6(), 128)}, nil
+		}
+	}
+	return at, fmt.Errorf("no node %q in cluster %s", node, cluster)
+}
+
+// Partition cuts two clusters, or nodes of theirs, off each other, both ways.
 func (l *Lab) Partition(a, b string) (heal func() error, err error) {
 	there, err := l.Inject(Fault{From: a, To: b, Loss: 1})
 	if err != nil {

@@ -27,14 +27,6 @@ func (r *rig) gossiping(n int, within time.Duration, nodes ...*Node) {
 	})
 }
 
-// cut cuts the power of one node.
-func (n *Node) cut() error {
-	if err := n.cluster.setPort(n.port(), false); err != nil {
-		return err
-	}
-	return killCgroup(n.host.cgroup)
-}
-
 // An agent that is killed is missed by the others and its node is not given up: the
 // kernel goes on. A node without power is left by all, and several agree on it. The
 // key of the gossip is turned over under all that, and nobody is lost.
@@ -62,7 +54,7 @@ func TestGossip(t *testing.T) {
 
 	// The node dies.
 	dead := r.b.Nodes[1]
-	noError(t, dead.cut())
+	noError(t, dead.PowerOff())
 	begin := time.Now()
 	r.eventually(20*time.Second, "all agents of aws agree that "+dead.Name+" is down", func() error {
 		for _, n := range r.a.Nodes {
@@ -140,7 +132,7 @@ func TestGossipOutOfReach(t *testing.T) {
 			t.Errorf("%s: %+v", n.Name, g)
 		}
 	}
-	noError(t, r.b.Nodes[1].cut())
+	noError(t, r.b.Nodes[1].PowerOff())
 	r.eventually(20*time.Second, "each agent of aws finds the dead node by itself", func() error {
 		for _, n := range r.a.Nodes {
 			if down := r.agentStatus(n).Health.Down; len(down) != 1 || down[0].Node != r.b.Nodes[1].Name || len(down[0].By) > 0 {

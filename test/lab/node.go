@@ -192,6 +192,14 @@ func (n *Node) Exec(name string, stdout io.Writer, argv ...string) (*Process, er
 	return n.host.start(n.Dir, name, nil, stdout, argv...)
 }
 
+// ExecWith starts a process on the node that is talked to.
+func (n *Node) ExecWith(name string, stdin io.Reader, stdout io.Writer, argv ...string) (*Process, error) {
+	return n.host.start(n.Dir, name, stdin, stdout, argv...)
+}
+
+// StateDir is where the node's agent keeps its certificate and what it knows.
+func (n *Node) StateDir() string { return n.stateDir() }
+
 // Agent is the agent's process.
 func (n *Node) Agent() *Process { return n.agent }
 

@@ -110,43 +110,81 @@ func client(args []string) error {
 	timeout := fs.Duration("timeout", 500*time.Millisecond, "of one request")
 	mark := fs.String("mark", "hello", "what to say")
 	keep := fs.Bool("keep", false, "one connection for all requests, as long as it lasts")
+	open := fs.Bool("open", false, "start each request at its time, whether or not the last one was answered")
 	loose := fs.Bool("unconnected", false, "UDP without connect(): every datagram is sent to the target, and must come back from it")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	var mu sync.Mutex
-	out := func(begin time.Time, who string, err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		end := time.Now()
-		word := "ok " + who
-		if err != nil {
-			word = "fail " + strings.ReplaceAll(err.Error(), "\n", " ")
-		}
-		fmt.Printf("%d %d %s\n", end.UnixNano(), end.Sub(begin).Microseconds(), word)
-	}
-	var conn net.Conn
+	c := asker{network: *network, target: *target, mark: *mark, timeout: *timeout, loose: *loose}
 	tick := time.NewTicker(*interval)
 	for ; ; <-tick.C {
-		begin := time.Now()
-		var err error
-		if conn == nil {
-			if *loose {
-				conn, err = unconnected(*target)
-			} else {
-				conn, err = net.DialTimeout(*network, *target, *timeout)
-			}
-		}
-		var who string
-		if err == nil {
-			who, err = ask(conn, *mark, begin.Add(*timeout))
-		}
-		out(begin, who, err)
-		if conn != nil && (!*keep || err != nil) {
-			conn.Close()
-			conn = nil
+		switch {
+		case *open:
+			go func() { c.say(c.once()) }()
+		case *keep:
+			c.say(c.again())
+		default:
+			c.say(c.once())
 		}
 	}
+}
+
+// asker asks one target, and says how it went.
+type asker struct {
+	network, target, mark string
+	timeout               time.Duration
+	loose                 bool
+
+	conn net.Conn // for again
+	mu   sync.Mutex
+}
+
+// say prints a result; each one ends when it is printed, so the ends are in order.
+func (c *asker) say(begin time.Time, who string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	end := time.Now()
+	word := "ok " + who
+	if err != nil {
+		word = "fail " + strings.ReplaceAll(err.Error(), "\n", " ")
+	}
+	fmt.Printf("%d %d %s\n", end.UnixNano(), end.Sub(begin).Microseconds(), word)
+}
+
+func (c *asker) dial() (net.Conn, error) {
+	if c.loose {
+		return unconnected(c.target)
+	}
+	return net.DialTimeout(c.network, c.target, c.timeout)
+}
+
+// once asks over a connection of its own.
+func (c *asker) once() (begin time.Time, who string, err error) {
+	begin = time.Now()
+	conn, err := c.dial()
+	if err != nil {
+		return begin, "", err
+	}
+	defer conn.Close()
+	who, err = ask(conn, c.mark, begin.Add(c.timeout))
+	return begin, who, err
+}
+
+// again asks over the connection of the last time, as long as it lasts.
+func (c *asker) again() (begin time.Time, who string, err error) {
+	begin = time.Now()
+	if c.conn == nil {
+		if c.conn, err = c.dial(); err != nil {
+			c.conn = nil
+			return begin, "", err
+		}
+	}
+	who, err = ask(c.conn, c.mark, begin.Add(c.timeout))
+	if err != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+	return begin, who, err
 }
 
 // looseConn is a UDP socket that never calls connect().
