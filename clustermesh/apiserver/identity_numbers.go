@@ -32,8 +32,8 @@ type numbersConfig struct {
 // It is safe for concurrent use. Lookups do not wait for the store.
 type numbers struct {
 	cfg     numbersConfig
-	writing sync.Mutex // held over a change, store included
-	loaded  bool       // guarded by writing: known well enough to decide on
+	writing chan struct{} // taken for a change, store included: who waits for it waits no longer than it may
+	loaded  bool          // guarded by writing: known well enough to decide on
 
 	mu      sync.RWMutex
 	entries map[uint32]numberEntry
@@ -55,7 +55,7 @@ var errNumbersUsedUp = errors.New("all numbers are in use or were in use until s
 const versionName = "version"
 
 func newNumbers(cfg numbersConfig) *numbers {
-	return &numbers{cfg: cfg, entries: make(map[uint32]numberEntry), byText: make(map[string]uint32), next: 1}
+	return &numbers{cfg: cfg, writing: make(chan struct{}, 1), entries: make(map[uint32]numberEntry), byText: make(map[string]uint32), next: 1}
 }
 
 func (n *numbers) key(number uint32) string {
@@ -230,8 +230,12 @@ func (n *numbers) pick(now time.Time, taken map[uint32]bool) (uint32, error) {
 // change computes what to write from what is known and commits it, as often as
 // another replica was faster. decide runs with mu held.
 func (n *numbers) change(ctx context.Context, decide func(time.Time) ([]numberChange, error)) ([]string, error) {
-	n.writing.Lock()
-	defer n.writing.Unlock()
+	select {
+	case n.writing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("numbers: the change before this one is not through: %w", ctx.Err())
+	}
+	defer func() { <-n.writing }()
 	var done []string
 	for range 20 {
 		if !n.loaded {

@@ -131,9 +131,9 @@ func TestNumbersProperties(t *testing.T) {
 			}
 			// A replica that lags must not be asked: bring both up to date, as the watch does.
 			for _, n := range replicas {
-				n.writing.Lock()
+				n.writing <- struct{}{}
 				err := n.load(ctx)
-				n.writing.Unlock()
+				<-n.writing
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -51,32 +51,24 @@ func startPublishing(t testing.TB, cfg Config, store kvstore.Store) *publishing 
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Open = func(context.Context) (StoreHandle, error) { return StoreHandle{Store: store}, nil }
-	if err := cfg.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	state, err := openState(cfg.StateDir)
+	opened, err := OpenPublishing(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newPublishing(cfg, state, StoreHandle{Store: store})
 	ctx, cancel := context.WithCancel(context.Background())
-	var parts sync.WaitGroup
-	s.startPublishing(func(name string, run func(context.Context) error) {
-		parts.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				t.Errorf("%s: %v", name, err)
-			}
-		})
-	})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := opened.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
 	var once sync.Once
-	p := &publishing{server: s, store: store}
+	p := &publishing{server: opened.server, store: store}
 	p.stop = func() {
 		once.Do(func() {
 			cancel()
-			parts.Wait()
-			s.cache.Close()
-			s.memory.save()
-			state.close()
+			<-ended
 		})
 	}
 	t.Cleanup(p.stop)

@@ -1,17 +1,26 @@
-// Package sim runs three clusters and their agents in one process, in virtual
-// time, with faults from a seed, and checks the design's invariants after every
-// step. A failing seed prints how to run it again.
+// Package sim runs whole control planes and agents of up to twenty clusters in one
+// process, in virtual time, with changes and faults from a schedule, and checks the
+// design's invariants after every step (invariants_test.go lists them). A schedule
+// is made from a seed; one that fails is made smaller and printed, and can be run
+// again:
+//
+//	go test ./test/sim -seeds 10000                             many seeds
+//	go test ./test/sim -run TestSimulation -seed 7              this one
+//	go test ./test/sim -run TestSchedule -schedule failed.txt   this schedule
+//
+// Schedules that found a fault are kept in testdata and run with every go test.
 package sim
 
 import (
-	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"runtime"
+	"os"
+	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,117 +28,261 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tombolo-mesh/tombolo/agent"
-	"github.com/tombolo-mesh/tombolo/agent/agenttest"
 	"github.com/tombolo-mesh/tombolo/clustermesh"
-	"github.com/tombolo-mesh/tombolo/kvstore"
 )
 
 var (
-	seedFlag  = flag.Uint64("seed", 0, "run this seed only (0 = all)")
-	seedsFlag = flag.Uint64("seeds", 200, "how many seeds to run")
-	stepsFlag = flag.Int("steps", 30, "steps of each run")
+	seedFlag     = flag.Uint64("seed", 0, "run this seed only (0 = all)")
+	seedsFlag    = flag.Uint64("seeds", 500, "how many seeds to run")
+	firstFlag    = flag.Uint64("first", 1, "the first of them")
+	scheduleFlag = flag.String("schedule", "", "a file with a schedule for TestSchedule")
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// always is a Prober that everybody answers.
-type always struct{}
-
-func (always) Probe(context.Context, netip.Addr, netip.Addr, time.Duration) (time.Duration, error) {
-	return time.Millisecond, nil
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400) // worlds are small and short-lived
+	goleak.VerifyTestMain(m)
 }
 
+// sim is one run of one schedule.
 type sim struct {
-	t        *testing.T
-	seed     uint64
-	r        *rand.Rand
-	mesh     *agenttest.Mesh
+	t     *testing.T
+	sched schedule
+	plant string
+	dir   string
+	begin time.Time
+	begun atomic.Bool // everything was there once
+	net   *network
+
 	clusters []*cluster
-	nodes    []*node
-	log      []string
-	failed   bool
-	cut      map[string]bool
-	kept     map[*node]map[string]map[string]bool // rows a cluster out of reach must not lose
-	later    []delayed
+	stops    []func()
+
+	mu      sync.Mutex
+	r       *rand.Rand
+	log     []string
+	failure *failure
+	dues    []due
+
+	pathsMu sync.Mutex
+	paths   paths
+	rested  time.Duration
 }
 
-// delayed is something that happens at a later step.
-type delayed struct {
+// failure is the first invariant that did not hold.
+type failure struct {
+	invariant, what string
+}
+
+// due is something that happens later by itself.
+type due struct {
 	at time.Time
 	do func()
 }
 
-func TestSimulation(t *testing.T) {
-	first, last := uint64(1), *seedsFlag
-	if *seedFlag != 0 {
-		first, last = *seedFlag, *seedFlag
-	}
-	if testing.Short() {
-		last = min(last, first+19)
-	}
-	sem := make(chan struct{}, runtime.GOMAXPROCS(0))
-	for seed := first; seed <= last; seed++ {
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			t.Parallel()
-			sem <- struct{}{}
-			defer func() { <-sem }()
-			dirs := []string{t.TempDir(), t.TempDir()}
-			synctest.Test(t, func(t *testing.T) { run(t, seed, dirs) })
-		})
-	}
-}
-
-func run(t *testing.T, seed uint64, dirs []string) {
-	s := &sim{t: t, seed: seed, r: rand.New(rand.NewPCG(seed, 7)), mesh: agenttest.NewMesh(), cut: map[string]bool{}, kept: map[*node]map[string]map[string]bool{}}
-	defer s.close()
-	for i, name := range []string{"aws", "gcp", "edge"} {
-		c := &cluster{
-			Facts: agenttest.Facts{Name: name, ID: clustermesh.ID(i + 1)}, s: s, r: s.r,
-			want: map[string]clustermesh.Record{}, nodes: map[int]bool{}, pods: map[[2]int]bool{}, peers: map[string]bool{},
+// run runs a schedule. It returns what happened, and nil if all invariants held.
+func run(t *testing.T, sched schedule) (f *failure, log []string) {
+	dir := scratch(t)
+	defer os.RemoveAll(dir)
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t: t, sched: sched, plant: sched.Plant, dir: dir, begin: time.Now(), r: rand.New(rand.NewPCG(sched.Seed, 7))}
+		s.paths = paths{map[[2]site]time.Time{}, map[[2]site]time.Time{}}
+		s.net = newNetwork(s)
+		defer s.close()
+		s.build()
+		for _, st := range sched.Steps {
+			if s.failed() {
+				break
+			}
+			s.step(st)
 		}
-		s.clusters = append(s.clusters, c)
-		s.mesh.SetStore(name, kvstore.NewMemory(kvstore.MemoryOptions{StoreID: s.r.Uint64() | 1}))
-	}
-	for _, c := range s.clusters {
-		c.start()
-		c.found()
-	}
-	for i, c := range s.clusters[:2] {
-		n := &node{s: s, of: c, n: 1, name: c.NodeName(1), dir: dirs[i], seen: map[string]bool{}}
-		n.boot()
-		n.start()
-		s.nodes = append(s.nodes, n)
-	}
-	s.rest()
-	for step := 1; step <= *stepsFlag && !s.failed; step++ {
-		s.step(step)
-		if step%10 == 0 {
+		if !s.failed() {
 			s.rest()
 		}
+		f, log = s.failure, s.log
+	})
+	return f, log
+}
+
+// scratch is a directory for what programs keep on disk; in memory where that can be.
+func scratch(t *testing.T) string {
+	dir := os.TempDir()
+	if _, err := os.Stat("/dev/shm"); err == nil {
+		dir = "/dev/shm"
 	}
+	dir, err := os.MkdirTemp(dir, "tombolo-sim-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// build makes the world and waits until it is at rest.
+func (s *sim) build() {
+	for i := range s.sched.Clusters {
+		s.clusters = append(s.clusters, newCluster(s, i))
+	}
+	for _, c := range s.clusters {
+		c.found(s.sched.Nodes)
+		for _, v := range c.servers {
+			v.start()
+		}
+		c.runRegistrations()
+		for n := 1; n <= s.sched.Agents; n++ {
+			c.agents = append(c.agents, newNode(s, c, n))
+		}
+		s.net.changed = append(s.net.changed, c.hub.look)
+	}
+	for _, c := range s.clusters {
+		for _, n := range c.agents {
+			n.start()
+		}
+	}
+	s.net.changed = append(s.net.changed, s.notePaths)
+	s.notePaths()
+	s.rest()
+	s.begun.Store(true)
 }
 
 func (s *sim) close() {
-	for _, n := range s.nodes {
-		n.stop()
+	for _, c := range s.clusters {
+		for _, n := range c.agents {
+			n.stalled.Store(0)
+			n.stop(false)
+		}
+	}
+	for _, stop := range s.stops {
+		stop()
 	}
 	for _, c := range s.clusters {
-		c.stop()
-		s.mesh.Store(c.Name).Close()
+		for _, v := range c.servers {
+			v.stop(true)
+		}
+		c.store().Close()
 	}
-	if s.failed {
-		s.t.Logf("what happened:\n%s", strings.Join(s.log, "\n"))
-		s.t.Errorf("run it again: go test ./test/sim -run TestSimulation -seed %d", s.seed)
+	time.Sleep(time.Minute) // what waits for time to pass by ends
+}
+
+// step waits until a step's time has come, does it, and checks what must hold.
+func (s *sim) step(st step) {
+	s.until(s.begin.Add(st.At + s.rested))
+	done := verbs[st.Do].do(s, st)
+	s.note("%s%s", strings.TrimSpace(st.String()), map[bool]string{true: "", false: " (nothing to do)"}[done])
+	s.notePaths()
+	synctest.Wait()
+	s.check()
+}
+
+// until lets time pass, with what becomes due meanwhile.
+func (s *sim) until(end time.Time) {
+	for {
+		next := end
+		for _, d := range s.dues {
+			if d.at.Before(next) {
+				next = d.at
+			}
+		}
+		// Long waits are looked into: what goes wrong heals by itself sometimes.
+		if left := time.Until(next); left > 5*time.Second {
+			next = time.Now().Add(5 * time.Second)
+		}
+		time.Sleep(time.Until(next))
+		synctest.Wait()
+		s.doDue()
+		s.notePaths()
+		s.check()
+		if !time.Now().Before(end) {
+			return
+		}
 	}
 }
 
-func (s *sim) fail(format string, args ...any) {
-	s.failed = true
-	s.t.Errorf(format, args...)
+func (s *sim) later(after time.Duration, do func()) {
+	s.dues = append(s.dues, due{time.Now().Add(after), do})
+}
+
+func (s *sim) doDue() {
+	var now []func()
+	left := s.dues[:0]
+	for _, d := range s.dues {
+		if time.Now().Before(d.at) {
+			left = append(left, d)
+		} else {
+			now = append(now, d.do)
+		}
+	}
+	s.dues = left
+	for _, do := range now {
+		do()
+	}
+}
+
+// rest ends all faults and lets time pass until every store and every kernel is
+// what it should be. Liars go on lying.
+func (s *sim) rest() {
+	began := time.Now()
+	s.net.healAll()
+	for _, c := range s.clusters {
+		for _, v := range c.servers {
+			v.start()
+			v.door.slow(0)
+			v.door.fail(0)
+		}
+		for _, n := range c.agents {
+			n.heal()
+			n.start()
+		}
+	}
+	const most = 6 * time.Minute
+	invariant, what := "", ""
+	for time.Since(began) < most && !s.failed() {
+		s.until(time.Now().Add(15 * time.Second))
+		if invariant, what = s.wrong(); invariant == "" {
+			break
+		}
+	}
+	if invariant != "" {
+		s.fail(invariant, "%v after the last fault, %s", most, what)
+	}
+	for _, c := range s.clusters {
+		c.settle()
+		for _, n := range c.agents {
+			n.drifted = false
+		}
+	}
+	took := time.Since(began)
+	s.rested += took
+	s.note("at rest after %v", took.Round(time.Second))
+}
+
+// fail notes the first invariant that does not hold.
+func (s *sim) fail(invariant, format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	what := fmt.Sprintf(format, args...)
+	s.log = append(s.log, s.clock()+"VIOLATED "+invariant+": "+what)
+	if s.failure == nil {
+		s.failure = &failure{invariant: invariant, what: what}
+	}
+}
+
+func (s *sim) failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure != nil
 }
 
 func (s *sim) note(format string, args ...any) {
-	s.log = append(s.log, time.Now().Format("04:05.000 ")+fmt.Sprintf(format, args...))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = append(s.log, s.clock()+fmt.Sprintf(format, args...))
+}
+
+func (s *sim) clock() string { return fmt.Sprintf("%9.3f  ", time.Since(s.begin).Seconds()) }
+
+// draw is a number of the run's own.
+func (s *sim) draw() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.r.Uint64()
 }
 
 func (s *sim) named(name string) *cluster {
@@ -141,189 +294,42 @@ func (s *sim) named(name string) *cluster {
 	return nil
 }
 
-// step does one thing, waits a while, and checks what must always hold.
-func (s *sim) step(n int) {
-	c := s.clusters[s.r.IntN(len(s.clusters))]
-	if s.r.IntN(3) > 0 {
-		s.note("%d: %s", n, c.change())
-	} else {
-		s.note("%d: %s", n, s.fault(c))
+func (s *sim) byID(id clustermesh.ID) *cluster {
+	if id < 1 || int(id) > len(s.clusters) {
+		return nil
 	}
-	time.Sleep(time.Duration(s.r.IntN(3000)) * time.Millisecond)
-	synctest.Wait()
-	s.due()
-	s.check()
+	return s.clusters[id-1]
 }
 
-func (s *sim) due() {
-	left := s.later[:0]
-	for _, d := range s.later {
-		if time.Now().Before(d.at) {
-			left = append(left, d)
-		} else {
-			d.do()
-		}
+// probeEvery is how often a node is probed: less often than in earnest where there
+// are many, as each probe costs real time here.
+func (s *sim) probeEvery() time.Duration {
+	if s.sched.Clusters > 5 {
+		return 3 * time.Second
 	}
-	s.later = left
+	return time.Second
 }
 
-// fault lets one thing go wrong, or heals it.
-func (s *sim) fault(c *cluster) string {
-	n := s.nodes[s.r.IntN(len(s.nodes))]
-	switch s.r.IntN(10) {
-	case 0:
-		s.mesh.Store(c.Name).CutWatches(errors.New("injected"))
-		return c.Name + ": watches cut"
-	case 1:
-		store := s.mesh.Store(c.Name)
-		store.Compact(store.Position().Revision)
-		store.CutWatches(errors.New("injected"))
-		return c.Name + ": compacted and cut"
-	case 2, 3:
-		if s.cut[c.Name] {
-			s.heal(c)
-			return c.Name + ": in reach again"
-		}
-		s.cutOff(c)
-		return c.Name + ": out of reach"
-	case 4, 5:
-		n.stop()
-		n.start()
-		return n.name + ": agent restarted"
-	case 6:
-		seed := s.r.Uint64()
-		for i, set := range n.faults {
-			set(errorsOnly(agent.RandomFaults(seed+uint64(i), 0.3)))
-		}
-		return n.name + ": tables fail now and then"
-	case 7:
-		for _, set := range n.faults {
-			set(agent.NoFaults)
-		}
-		return n.name + ": tables work"
-	case 8:
-		if c.r.IntN(2) == 0 {
-			return c.save()
-		}
-		if c.backup == nil || s.mesh.Store(c.Name).Position().StoreID != c.copyID || !c.running() {
-			return c.Name + ": nothing to restore"
-		}
-		c.replace(c.copyID, c.backup)
-		s.later = append(s.later, delayed{time.Now().Add(20 * time.Second), c.start})
-		return c.Name + ": store restored from a backup"
-	default:
-		if !c.running() {
-			return c.Name + ": is starting"
-		}
-		c.replace(s.r.Uint64()|1, nil)
-		s.later = append(s.later, delayed{time.Now().Add(2 * time.Second), c.start})
-		return c.Name + ": store wiped"
+// numbered is the node that has a number.
+func (s *sim) numbered(k agent.NodeKey) (site, bool) {
+	c := s.byID(clustermesh.ID(k.Cluster))
+	if c == nil {
+		return site{}, false
 	}
-}
-
-func errorsOnly(f agent.Schedule) agent.Schedule {
-	return func(op agent.FaultOp, n, rows int) agent.Fault {
-		fault := f(op, n, rows)
-		fault.Drift = 0
-		return fault
-	}
-}
-
-// cutOff puts a cluster out of reach, and notes what must not be lost.
-func (s *sim) cutOff(c *cluster) {
-	s.cut[c.Name] = true
-	s.mesh.Cut(c.Name, errors.New("out of reach"))
-	synctest.Wait()
-	for _, n := range s.nodes {
-		if s.kept[n] == nil {
-			s.kept[n] = map[string]map[string]bool{}
-		}
-		s.kept[n][c.Name] = n.remote(c)
-	}
-}
-
-func (s *sim) heal(c *cluster) {
-	delete(s.cut, c.Name)
-	s.mesh.Cut(c.Name, nil)
-	for _, kept := range s.kept {
-		delete(kept, c.Name)
-	}
-}
-
-// check is what must hold at every moment of quiet.
-func (s *sim) check() {
-	for _, n := range s.nodes {
-		for k, row := range n.services.Rows() {
-			n.checkSlots(k, row)
-		}
-		n.checkPaths("no peer")
-		for k, row := range n.ips.Rows() {
-			n.checkIP(k, row)
-		}
-		s.checkKept(n)
-	}
-}
-
-// checkKept: a cluster out of reach has lost nothing, unless it is no peer any more.
-func (s *sim) checkKept(n *node) {
-	for name, rows := range s.kept[n] {
-		c := s.named(name)
-		if c != n.of && !n.of.peers[name] {
-			delete(s.kept[n], name)
-			continue
-		}
-		now := n.remote(c)
-		for row := range rows {
-			if !now[row] {
-				s.fail("%s lost %q while cluster %s is out of reach", n.name, row, name)
-			}
+	for i := 1; i <= maxNodes; i++ {
+		if n, is := c.numberOf(i); is && n == k {
+			return site{int(c.ID), i}, true
 		}
 	}
+	return site{}, false
 }
 
-// rest ends all faults, waits until nothing is left to do, and compares every
-// kernel with what the sources say.
-func (s *sim) rest() {
+// of is the cluster whose pod prefixes hold an address; nil = none's.
+func (s *sim) of(a netip.Addr) *cluster {
 	for _, c := range s.clusters {
-		s.heal(c)
-	}
-	for _, n := range s.nodes {
-		for _, set := range n.faults {
-			set(agent.NoFaults)
+		if inside(c.prefixes, a) {
+			return c
 		}
 	}
-	time.Sleep(25 * time.Second)
-	synctest.Wait()
-	s.due()
-	time.Sleep(2 * time.Minute)
-	synctest.Wait()
-	s.check()
-	for _, n := range s.nodes {
-		if got, want := n.dump(), n.expected(); got != want {
-			s.fail("%s at rest:\n%s", n.name, diff(got, want))
-		}
-	}
-	s.note("at rest")
-}
-
-// diff are the lines that only one of two dumps has.
-func diff(got, want string) string {
-	var b strings.Builder
-	have := map[string]bool{}
-	for line := range strings.Lines(got) {
-		have[line] = true
-	}
-	wanted := map[string]bool{}
-	for line := range strings.Lines(want) {
-		wanted[line] = true
-		if !have[line] {
-			b.WriteString("- " + line)
-		}
-	}
-	for line := range strings.Lines(got) {
-		if !wanted[line] {
-			b.WriteString("+ " + line)
-		}
-	}
-	return b.String()
+	return nil
 }
