@@ -43,6 +43,7 @@ var faultList = []fault{
 	{"established", "Connections to a node that is gone", established},
 	{"control-planes", "All control planes are dead", controlPlanes},
 	{"agent-kill", "An agent is killed again and again while endpoints change", agentKill},
+	{"kill-points", "An agent is killed at every step of its life", killPoints},
 	{"reboot", "All nodes lose power while no control plane is in reach", reboot},
 	{"readers", "Five hundred readers come back at once", readers},
 }

@@ -148,6 +148,14 @@ func (m *mesh) nodeSettled(ctx context.Context, n *lab.Node, services int) error
 	return nil
 }
 
+// nodeAtRest waits until a node's agent is synced with all clusters and has written
+// all its rows.
+func (m *mesh) nodeAtRest(ctx context.Context, n *lab.Node) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("not within a minute"))
+	defer cancel()
+	return poll(ctx, n.Name+" is at rest", func() error { return m.nodeSettled(ctx, n, 1) })
+}
+
 // answered waits until 50 requests in a row were answered.
 func (m *mesh) answered(ctx context.Context) error {
 	return poll(ctx, "the service answers", func() error {

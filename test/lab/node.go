@@ -142,29 +142,36 @@ func (n *Node) StartAgent(ctx context.Context) error {
 
 // LaunchAgent starts the agent and does not wait.
 func (n *Node) LaunchAgent(ctx context.Context) error {
+	argv, err := n.agentArgv(ctx)
+	if err != nil {
+		return err
+	}
+	n.agent, err = n.host.start(n.Dir, "agent", nil, nil, argv...)
+	return err
+}
+
+// agentArgv is the agent's command. A node that never registered gets a token.
+func (n *Node) agentArgv(ctx context.Context) ([]string, error) {
 	token := filepath.Join(n.Dir, "token")
 	if _, err := os.Stat(token); errors.Is(err, os.ErrNotExist) {
 		admin, err := n.cluster.Admin()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		res, err := admin.NodeToken(ctx, &pb.NodeTokenRequest{Node: n.Name, TtlSeconds: 600})
 		if err != nil {
-			return fmt.Errorf("token for node %s: %w", n.Name, err)
+			return nil, fmt.Errorf("token for node %s: %w", n.Name, err)
 		}
 		if err := os.WriteFile(token, []byte(res.Token), 0o600); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	args := append([]string{
+	return append([]string{
 		filepath.Join(n.cluster.lab.opts.BinDir, "tombolo-agent"),
 		"--node", n.Name, "--state-dir", n.stateDir(), "--token-file", token,
 		"--socket", n.Socket(), "--cgroup", n.host.cgroup, "--bpffs", n.bpffs(),
 		"--wireguard-device", n.device(), "--wireguard-port", fmt.Sprint(WireGuardPort),
-		"--underlay", n.Underlay().String() + "," + n.Underlay6().String()}, n.AgentFlags...)
-	p, err := n.host.start(n.Dir, "agent", nil, nil, args...)
-	n.agent = p
-	return err
+		"--underlay", n.Underlay().String() + "," + n.Underlay6().String()}, n.AgentFlags...), nil
 }
 
 // Wipe takes everything a fresh agent would find: the kernel's pinned maps and

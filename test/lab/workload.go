@@ -29,6 +29,8 @@ func Workload() {
 		err = serve(os.Args[3:])
 	case "client":
 		err = client(os.Args[3:])
+	case "steps":
+		err = stepped(os.Args[3:])
 	default:
 		err = fmt.Errorf("unknown workload %q", os.Args[2])
 	}
