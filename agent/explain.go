@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
 )
@@ -42,7 +43,8 @@ type ServiceExplanation struct {
 	Ports      []PortExplanation  `json:"ports"`
 	Clusters   []ClusterInService `json:"clusters"`
 	Notes      []string           `json:"notes,omitempty"`
-	Text       string             `json:"text"` // all of it for a person
+	Drains     []DrainStatus      `json:"drains,omitempty"` // that concern it
+	Text       string             `json:"text"`             // all of it for a person
 }
 
 // PortExplanation is one port in one address family.
@@ -91,15 +93,16 @@ type BackendExplanation struct {
 
 // ClusterInService is why a cluster does or does not take traffic.
 type ClusterInService struct {
-	Cluster string         `json:"cluster"`
-	ID      clustermesh.ID `json:"id"`
-	Tier    int            `json:"tier"` // from 0; -1 = none
-	Weight  uint16         `json:"weight"`
-	Healthy int            `json:"healthy"`
-	Total   int            `json:"total"`
-	Down    bool           `json:"down"` // no node of it answers
-	Stale   bool           `json:"stale"`
-	Reason  string         `json:"reason"`
+	Cluster     string         `json:"cluster"`
+	ID          clustermesh.ID `json:"id"`
+	Tier        int            `json:"tier"` // from 0; -1 = none
+	Weight      uint16         `json:"weight"`
+	LeftPercent float64        `json:"leftPercent"` // of its weight: less than 100 while it is drained or returns
+	Healthy     int            `json:"healthy"`
+	Total       int            `json:"total"`
+	Down        bool           `json:"down"` // no node of it answers
+	Stale       bool           `json:"stale"`
+	Reason      string         `json:"reason"`
 }
 
 var errNoService = errors.New("no such service")
@@ -155,13 +158,16 @@ func (a *Agent) explain(name clustermesh.ServiceName) (ServiceExplanation, error
 		out.Ports = append(out.Ports, a.explainPort(name, p, rows, report))
 	}
 	for _, w := range m.Clusters {
-		c := ClusterInService{Cluster: w.Cluster, ID: w.ID, Tier: w.Tier, Weight: w.Weight, Healthy: w.Healthy, Total: w.Total, Reason: Escape(w.Reason)}
+		c := ClusterInService{Cluster: w.Cluster, ID: w.ID, Tier: w.Tier, Weight: w.Weight, LeftPercent: percent(w.Left), Healthy: w.Healthy, Total: w.Total, Reason: Escape(w.Reason)}
 		_, c.Down = report.Clusters[ClusterKey(w.ID)]
 		if f := a.followers[w.Cluster]; f != nil {
 			c.Stale = !f.state().Connected
 		}
 		out.Clusters = append(out.Clusters, c)
 	}
-	out.Text = out.text()
+	if m.Global || m.Import != "" {
+		out.Drains = a.state.drainsOf(name, time.Now())
+	}
+	out.Text = out.text(time.Now())
 	return out, nil
 }

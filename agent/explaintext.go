@@ -7,7 +7,7 @@ import (
 )
 
 // text is the explanation for a person.
-func (e ServiceExplanation) text() string {
+func (e ServiceExplanation) text(now time.Time) string {
 	var b strings.Builder
 	kind := "not global"
 	if e.Global {
@@ -56,6 +56,9 @@ func (e ServiceExplanation) text() string {
 			stale = ", STALE: not in reach, what it said last is used"
 		}
 		fmt.Fprintf(&b, "    %s: %s%s%s: %s\n", c.Cluster, tier, downText(c.Down), stale, c.Reason)
+	}
+	for _, d := range e.Drains {
+		fmt.Fprintf(&b, "    %s: %s\n", d.Cluster, d.Text(now))
 	}
 	for _, n := range e.Notes {
 		fmt.Fprintf(&b, "  note: %s\n", Escape(n))

@@ -71,6 +71,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		a.state.peersDirty = false
 		a.syncFollowers(ctx)
 	}
+	shareAt := a.state.passOn(time.Now())
 	busy = a.state.Compute(turnServices)
 	if a.state.healthDirty {
 		a.state.healthDirty = false
@@ -98,7 +99,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		}
 		busy, next = more, again
 	}
-	for _, t := range append(a.retryTimes(), a.resyncAt, a.retryAt, resetAt) {
+	for _, t := range append(a.retryTimes(), a.resyncAt, a.retryAt, resetAt, shareAt) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -168,7 +169,7 @@ func (a *Agent) measure(busy bool) {
 
 // noteSettled notes since when all clusters are synced and all rows written.
 func (a *Agent) noteSettled(now time.Time) {
-	if len(a.state.dirty) == 0 && !a.state.policyDue() && a.allWritten() {
+	if len(a.state.dirty)+len(a.state.pass.waiting) == 0 && !a.state.policyDue() && a.allWritten() {
 		if a.settled.IsZero() {
 			a.settled = now
 		}

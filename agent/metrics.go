@@ -51,6 +51,9 @@ var (
 	descByOthers  = desc("nodes_down_by_agreement", "Nodes judged down because several agents agreed.")
 	descResets    = desc("socket_resets_asked_total", "Backends that are gone, for whose connections a reset was asked.")
 	descResetLost = desc("socket_resets_lost_total", "Backends that are gone, and for which there was no room to remember it.")
+	descDrained   = prometheus.NewDesc("tombolo_drain_left_ratio", "How much of its weight a cluster that is drained, or returns, has left in this node's services. by: itself, or operator (of the own cluster). service: empty = all.", []string{"cluster", "service", "by"}, nil)
+	descDrainedAt = prometheus.NewDesc("tombolo_drain_start_timestamp_seconds", "When a drain or return began.", []string{"cluster", "service", "by"}, nil)
+	descPass      = desc("background_services_total", "Services merged again in the background because shares changed.")
 	descPods      = desc("pods", "Pods on this node.")
 	descEndpoints = prometheus.NewDesc("tombolo_endpoints", "Endpoints of this node by state: creating, ready, regenerating, disconnecting.", []string{"state"}, nil)
 	descUnmanaged = prometheus.NewDesc("tombolo_unmanaged_pods", "Pods on this node, of the own cluster's records, that Tombolo has not connected.", nil, nil)
@@ -76,7 +79,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		descReady, descWanted, descSize, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
 		descRoundTrip, descLoss,
-		descMembers, descVerdicts, descChosen, descByOthers, descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descPods, descEndpoints, descUnmanaged,
+		descMembers, descVerdicts, descChosen, descByOthers, descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descDrained, descDrainedAt, descPass, descPods, descEndpoints, descUnmanaged,
 	} {
 		out <- d
 	}
@@ -90,8 +93,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	var s Status
-	var lost uint64
-	if err := c.a.call(ctx, func() { s, lost = c.a.status(), c.a.state.gone.lost }); err != nil {
+	var lost, passed uint64
+	if err := c.a.call(ctx, func() { s, lost, passed = c.a.status(), c.a.state.gone.lost, c.a.state.pass.done }); err != nil {
 		out <- prometheus.NewInvalidMetric(descReady, err)
 		return
 	}
@@ -113,6 +116,15 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descEndpoints, float64(states[state]), state)
 	}
 	gauge(descUnmanaged, float64(len(s.Unmanaged)))
+	counter(descPass, passed)
+	for _, d := range s.Drains {
+		by := "operator"
+		if d.ByItself {
+			by = "itself"
+		}
+		gauge(descDrained, d.Left/100, d.Cluster, d.Service, by)
+		gauge(descDrainedAt, float64(d.Since.Unix()), d.Cluster, d.Service, by)
+	}
 	asked, full := c.a.resets.counts()
 	counter(descResets, asked)
 	counter(descResetLost, full+lost)

@@ -98,7 +98,12 @@ func (s *State) rowsOf(name clustermesh.ServiceName, old appliedService) service
 }
 
 func (s *State) mergeInput(name clustermesh.ServiceName) clustermesh.MergeInput {
-	return clustermesh.MergeInput{Name: name, Local: s.own, Views: s.exports, Home: s.clusters[s.own].views[clustermesh.ScopeLocal]}
+	in := clustermesh.MergeInput{Name: name, Local: s.own, Views: s.exports, Home: s.clusters[s.own].views[clustermesh.ScopeLocal]}
+	if len(s.drains.list) > 0 {
+		imported := s.imports.of[name]
+		in.Left = func(cluster string) uint16 { return s.drains.left(cluster, name, imported) }
+	}
+	return in
 }
 
 // noteApplied remembers what of the service is in the tables, in no more memory

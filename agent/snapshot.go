@@ -90,6 +90,11 @@ func snapshotRecords(v *clustermesh.View) iter.Seq2[string, []byte] {
 				return
 			}
 		}
+		for r := range v.Drains() {
+			if !emit(r) {
+				return
+			}
+		}
 		for r := range v.Workloads() {
 			if !emit(r) {
 				return

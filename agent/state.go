@@ -48,6 +48,9 @@ type State struct {
 	tableRoom int
 	noTable   map[clustermesh.ServiceName]struct{} // for which there was no room
 
+	drains drains
+	pass   backgroundPass
+
 	healthPorts       map[clustermesh.ServiceName]HealthPort
 	healthPortChanges map[clustermesh.ServiceName]HealthPort
 
@@ -232,6 +235,7 @@ func (s *State) touchAll() {
 // that are not in a hurry; it reports whether work is left.
 func (s *State) Compute(budget int) (more bool) {
 	s.takeVantage()
+	s.takeDrains()
 	s.setHurry(true)
 	for _, name := range s.first {
 		if _, ok := s.dirty[name]; ok {

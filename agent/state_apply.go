@@ -92,6 +92,8 @@ func (s *State) take(c *clusterState, ch clustermesh.Change) {
 		if name, ok := addressName(ch.Key); ok {
 			s.takeAddress(c, name.Node, name.Prefix)
 		}
+	case clustermesh.KindDrain:
+		s.drains.dirty = true
 	case clustermesh.KindWorkload:
 		if ns, name, ok := strings.Cut(ch.Key.Name, "/"); ok && c.peer == nil {
 			s.takeWorkload(clustermesh.ServiceName{Namespace: ns, Name: name})
@@ -129,7 +131,7 @@ func (s *State) takeView(c *clusterState, v *clustermesh.View) {
 			s.takeWorkload(clustermesh.ServiceName{Namespace: w.Namespace, Name: w.Name})
 		}
 	}
-	s.planDirty = true
+	s.planDirty, s.drains.dirty = true, true
 }
 
 // forgetView takes the rows away that came from a view that is gone.

@@ -69,7 +69,7 @@ func (s *State) removeCluster(c *clusterState) {
 	delete(s.clusters, c.name)
 	s.removed[c.id] = true
 	s.touchAll()
-	s.planDirty = true
+	s.planDirty, s.drains.dirty = true, true
 }
 
 // takePeers learns who the peers are, once this node itself is known as well:

@@ -26,6 +26,7 @@ type Status struct {
 	Clusters   []ClusterStatus   `json:"clusters"`
 	Tables     []TableStatus     `json:"tables"`
 	Health     HealthStatus      `json:"health"`
+	Drains     []DrainStatus     `json:"drains"` // clusters that get fewer new connections or none
 	Pods       int               `json:"pods"`
 	Endpoints  []EndpointStatus  `json:"endpoints"`
 	Unmanaged  []UnmanagedPod    `json:"unmanagedPods"` // on this node, not connected by Tombolo
@@ -119,7 +120,7 @@ func (a *Agent) status() Status {
 			Targets: report.Targets, IntervalMS: report.Interval.Milliseconds(), Probes: report.Probes, Misses: report.Misses,
 			NodesDown: len(report.Nodes), ClustersDown: len(report.Clusters),
 		},
-		Problems:  []ProblemStatus{},
+		Problems: []ProblemStatus{}, Drains: a.state.drainStatus(time.Now()),
 		Endpoints: a.endpointStatus(), Unmanaged: a.unmanaged(time.Now()),
 	}
 	if a.cfg.Details != nil {
@@ -142,7 +143,7 @@ func (a *Agent) status() Status {
 			s.Tables[len(s.Tables)-1].Pending++
 		}
 		if d.name() == TableServices {
-			s.Tables[len(s.Tables)-1].Pending += len(a.state.dirty)
+			s.Tables[len(s.Tables)-1].Pending += len(a.state.dirty) + len(a.state.pass.waiting)
 		}
 	}
 	s.Tables = append(s.Tables, a.health.tables()...)

@@ -3,6 +3,7 @@ package clustermesh
 import (
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Admission is what is believed of one cluster: what it was admitted for when
@@ -60,6 +61,10 @@ func (a Admission) checkKey(k Key) error {
 	case KindWorkload, KindPolicy, KindClusterPolicy, KindPeer:
 		if k.Scope != ScopeLocal {
 			return refuse(RefusedKey, "a %s exists in scope local only", k.Kind)
+		}
+	case KindDrain:
+		if of, _, _ := strings.Cut(k.Name, "/"); k.Scope != ScopeLocal && of != a.Cluster {
+			return refuse(RefusedName, "it drains %s: a cluster can say that of itself only", quote(of))
 		}
 	case KindCluster, KindNode, KindIdentity, KindAddress:
 		if k.Scope == ScopeLocal {

@@ -200,6 +200,12 @@ func TestDecodeRefuses(t *testing.T) {
 		{KindWorkload, "a/b", &pb.Workload{HostPorts: []*pb.HostPort{{Protocol: 6, Port: 80, ContainerPort: 80, Address: mapped}}}, "IPv4 in 16 bytes"},
 		{KindClusterPolicy, "a/b", &pb.ClusterPolicy{}, "2 parts"},
 		{KindClusterPolicy, "a", &pb.ClusterPolicy{Json: []byte{0xff}}, "not UTF-8"},
+		{KindDrain, "gcp", &pb.Drain{Start: 1, Over: -1}, "a drain over -1ns"},
+		{KindDrain, "gcp", &pb.Drain{Start: 1, Over: 1 << 60}, "from 0 to 24h"},
+		{KindDrain, "gcp", &pb.Drain{Start: 1, From: 65536}, "a drain from 65536"},
+		{KindDrain, "gcp", &pb.Drain{Start: 1, By: strings.Repeat("x", 600)}, "by has 600 bytes"},
+		{KindDrain, "GCP", &pb.Drain{Start: 1}, "not a DNS label"},
+		{KindDrain, "gcp/a", &pb.Drain{Start: 1}, "1 parts"},
 		{"thing", "x", &pb.Node{}, "unknown kind"},
 	}
 	for _, test := range tests {

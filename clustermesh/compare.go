@@ -36,6 +36,9 @@ func Equal(a, b Record) bool {
 	case *Workload:
 		b, ok := b.(*Workload)
 		return ok && a.equal(b)
+	case *Drain:
+		b, ok := b.(*Drain)
+		return ok && a.equal(b)
 	case *Peer:
 		b, ok := b.(*Peer)
 		return ok && a.equal(b)

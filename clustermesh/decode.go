@@ -48,6 +48,7 @@ type decoder struct {
 		policy        pb.Policy
 		clusterPolicy pb.ClusterPolicy
 		peer          pb.Peer
+		drain         pb.Drain
 	}
 }
 
@@ -88,6 +89,8 @@ func (d *decoder) decode(kind Kind, name string, value []byte) (Record, error) {
 		return d.decodeCluster(plain)
 	case KindPeer:
 		return d.decodePeer(name, plain)
+	case KindDrain:
+		return d.decodeDrain(name, plain)
 	case KindWorkload:
 		return d.decodeWorkload(name, plain)
 	case KindPolicy:

@@ -50,6 +50,8 @@ func Describe(r Record) string {
 		l.flag("host-network", r.HostNetwork)
 		l.list("host-ports", texts(r.HostPorts, describeHostPort))
 		l.describeProbe(r.Readiness)
+	case *Drain:
+		l.describeDrain(r)
 	case *Peer:
 		l.field("id", strconv.Itoa(int(r.ID)))
 		l.describeBundle(r.CABundle)

@@ -52,6 +52,8 @@ func toMessage(r Record) (message, error) {
 		return &pb.ClusterPolicy{Json: r.JSON, Origin: int64(r.Origin)}, nil
 	case *Workload:
 		return workloadMessage(r)
+	case *Drain:
+		return drainMessage(r)
 	case *Peer:
 		return &pb.Peer{
 			Name: r.Name, Id: uint32(r.ID), CaBundle: r.CABundle, MeshAddresses: r.MeshAddresses,

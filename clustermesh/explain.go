@@ -14,6 +14,7 @@ type Why struct {
 	ID      ID
 	Tier    int // from 0, counting tiers that are empty at present; -1: in none
 	Weight  uint16
+	Left    uint16 // of its weight, in 1/65535: see MergeInput.Left
 	Healthy int    // addresses that are ready
 	Total   int    // addresses known, not counting those that are terminating
 	Reason  string // why this tier, or why none
@@ -30,7 +31,7 @@ func explain(in MergeInput, own *Service, members []member, p tierPlan, ports []
 		if v == nil || slices.ContainsFunc(members, func(m member) bool { return m.cluster == name }) {
 			continue
 		}
-		w := Why{Cluster: name, ID: v.ID(), Tier: -1}
+		w := Why{Cluster: name, ID: v.ID(), Tier: -1, Left: ShareAll}
 		switch s := v.services[in.Name]; {
 		case own.Import != "":
 			w.Reason = fmt.Sprintf("it exports no service %s", own.imported())
@@ -50,7 +51,7 @@ func explain(in MergeInput, own *Service, members []member, p tierPlan, ports []
 }
 
 func explainMember(in MergeInput, own *Service, m *member, p tierPlan, ports []MergedPort) Why {
-	w := Why{Cluster: m.cluster, ID: m.id, Tier: m.rank, Weight: m.weight, Reason: p.reason(in, own, m)}
+	w := Why{Cluster: m.cluster, ID: m.id, Tier: m.rank, Weight: m.weight, Left: m.left, Reason: p.reason(in, own, m)}
 	if m.cluster == in.Local {
 		w.Reason += own.policies()
 	}
@@ -62,6 +63,12 @@ func explainMember(in MergeInput, own *Service, m *member, p tierPlan, ports []M
 	}
 	if m.weight == 0 {
 		w.Reason += "; weight 0: takes nothing as long as another cluster can"
+	}
+	switch {
+	case m.left == 0 && isDrained(m.cluster, ports):
+		w.Reason += "; drained: takes nothing as long as another cluster can"
+	case m.left == 0:
+		w.Reason += "; drained, but no other cluster has a backend"
 	}
 	if w.Healthy == 0 {
 		w.Reason += "; none is ready anywhere: those that still serve while terminating are used"
@@ -113,6 +120,18 @@ func (m *member) health() (healthy, total int) {
 		}
 	}
 	return healthy, total
+}
+
+// isDrained reports whether the cluster stands behind others in any port.
+func isDrained(cluster string, ports []MergedPort) bool {
+	for _, p := range ports {
+		for _, t := range p.Tiers {
+			if slices.ContainsFunc(t.Groups, func(g Group) bool { return g.Cluster == cluster && g.Drained }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // takes reports whether the cluster has a group in any tier of any port.

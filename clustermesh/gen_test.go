@@ -82,6 +82,15 @@ var genRecord = rapid.Custom(func(t *rapid.T) Record {
 		return &ClusterPolicy{Name: genPart.Draw(t, "name"), JSON: genBytes.Draw(t, "json"), Origin: genOrigin.Draw(t, "origin")}
 	case KindWorkload:
 		return drawWorkload(t)
+	case KindDrain:
+		d := &Drain{
+			Cluster: genCluster.Draw(t, "cluster"), Start: Origin(rapid.Int64Range(1, 1<<60).Draw(t, "start")).Time(), Over: time.Duration(rapid.Int64Range(0, int64(MaxDrain)).Draw(t, "over")),
+			From: rapid.Uint16().Draw(t, "from"), Back: rapid.Bool().Draw(t, "back"), By: genText.Draw(t, "by"), Origin: genOrigin.Draw(t, "origin"),
+		}
+		if rapid.Bool().Draw(t, "of a service") {
+			d.Service = genName.Draw(t, "service")
+		}
+		return d
 	}
 	p := &Peer{
 		Name: genCluster.Draw(t, "name"), ID: ID(rapid.IntRange(1, int(MaxID)).Draw(t, "id")), CABundle: genBytes.Draw(t, "ca"),

@@ -106,6 +106,8 @@ func goldenRecords() []goldenRecord {
 			{Address: netip.MustParseAddr("10.1.7.5"), Node: 7, Ready: true, Serving: true, Hostname: MakeHostname("db-0")},
 			{Address: netip.MustParseAddr("10.1.7.6"), Node: 7, Ready: true, Serving: true},
 		}, Origin: 19}},
+		{"drain", &Drain{Cluster: "gcp", Start: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Over: 5 * time.Minute, From: ShareAll, By: "ops@jump", Origin: 20}},
+		{"drain-service", &Drain{Cluster: "gcp", Service: name, Start: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Over: 30 * time.Second, From: 13107, Back: true, Origin: 21}},
 	}
 }
 

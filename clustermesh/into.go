@@ -163,6 +163,8 @@ func (v *View) find(r Record) Record {
 		return some(v.policies[ServiceName{r.Namespace, r.Name}])
 	case *ClusterPolicy:
 		return some(v.clusterPolicies[r.Name])
+	case *Drain:
+		return some(v.drains[r.KeyName()])
 	case *Peer:
 		return some(v.peers[r.Name])
 	}

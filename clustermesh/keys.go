@@ -35,11 +35,12 @@ const (
 	KindClusterPolicy Kind = "clusterpolicy" // <name>
 	KindWorkload      Kind = "workload"      // <namespace>/<name>
 	KindPeer          Kind = "peer"          // <cluster>
+	KindDrain         Kind = "drain"         // <cluster>[/<namespace>/<name>]
 )
 
 // Kinds are all kinds, in key order.
 var Kinds = []Kind{
-	KindAddress, KindCluster, KindClusterPolicy, KindEndpointSlice, KindIdentity, KindNode,
+	KindAddress, KindCluster, KindClusterPolicy, KindDrain, KindEndpointSlice, KindIdentity, KindNode,
 	KindPeer, KindPolicy, KindService, KindWorkload,
 }
 
@@ -178,6 +179,9 @@ func validateName(kind Kind, name string) error {
 		return err
 	case KindPeer:
 		return ValidateClusterName(name)
+	case KindDrain:
+		_, _, err := parseDrainName(name)
+		return err
 	}
 	return fmt.Errorf("unknown kind %s", quote(string(kind)))
 }

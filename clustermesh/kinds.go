@@ -3,7 +3,7 @@ package clustermesh
 import "strconv"
 
 // Record is what a key holds: one of *Cluster, *Node, *Service, *EndpointSlice,
-// *IdentityRecord, *Address, *Policy, *ClusterPolicy, *Workload, *Peer.
+// *IdentityRecord, *Address, *Policy, *ClusterPolicy, *Workload, *Peer, *Drain.
 type Record interface {
 	Kind() Kind
 	// KeyName is the name part of the record's key; "" for a Cluster.
@@ -22,6 +22,7 @@ func (r *Policy) Kind() Kind         { return KindPolicy }
 func (r *ClusterPolicy) Kind() Kind  { return KindClusterPolicy }
 func (r *Workload) Kind() Kind       { return KindWorkload }
 func (r *Peer) Kind() Kind           { return KindPeer }
+func (r *Drain) Kind() Kind          { return KindDrain }
 
 func (r *Cluster) KeyName() string        { return "" }
 func (r *Node) KeyName() string           { return r.Name }
@@ -33,6 +34,7 @@ func (r *Policy) KeyName() string         { return r.Namespace + "/" + r.Name }
 func (r *ClusterPolicy) KeyName() string  { return r.Name }
 func (r *Workload) KeyName() string       { return r.Namespace + "/" + r.Name }
 func (r *Peer) KeyName() string           { return r.Name }
+func (r *Drain) KeyName() string          { return drainName(r.Cluster, r.Service) }
 
 func (r *Cluster) Since() Origin        { return r.Origin }
 func (r *Node) Since() Origin           { return r.Origin }
@@ -44,6 +46,7 @@ func (r *Policy) Since() Origin         { return r.Origin }
 func (r *ClusterPolicy) Since() Origin  { return r.Origin }
 func (r *Workload) Since() Origin       { return r.Origin }
 func (r *Peer) Since() Origin           { return r.Origin }
+func (r *Drain) Since() Origin          { return r.Origin }
 
 // String is <namespace>/<service>/<slice>, as keys spell it.
 func (n SliceName) String() string { return n.Service.String() + "/" + n.Slice }

@@ -26,6 +26,11 @@ type MergeInput struct {
 	// that are not global or not shared); may be nil. While a service moves
 	// between the scopes either view serves.
 	Home *View
+	// Left is how much of its weight a cluster has at present, in 1/65535; nil = all
+	// have all. 0 is drained: it gets new connections only where no other can take
+	// them. The less one has the more go to others of its tier, or, if no other of
+	// it has more, to the next tier.
+	Left func(cluster string) uint16
 	// Explain fills Merged.Clusters, which costs more than the merge itself.
 	Explain bool
 }
@@ -85,6 +90,7 @@ type Group struct {
 	Cluster  string
 	ID       ID
 	Weight   uint16 // 0 = never drawn, except when it is all there is
+	Drained  bool   // clients with session affinity leave it, too
 	Backends []Backend
 }
 
@@ -105,7 +111,8 @@ type member struct {
 	service *Service
 	slices  []*EndpointSlice
 	weight  uint16
-	rank    int // tier, before empty ones are left out
+	left    uint16 // of the weight: see MergeInput.Left
+	rank    int    // tier, before empty ones are left out
 	// imported: it exports the service. A port of the import that is not one of the
 	// service, number and all, does not lead to it, though its name may.
 	imported bool
@@ -126,7 +133,8 @@ type member struct {
 //	unset         with failover: as local
 //
 // A cluster of weight 0 moves to the end of the last tier that has another: it
-// takes nothing as long as anybody else can. Endpoints that are ready serve;
+// takes nothing as long as anybody else can. One that is drained (Left 0) goes to
+// a tier after all others, or, where there are four, to the end of the last one. Endpoints that are ready serve;
 // where none is ready in any cluster, those that still serve while terminating do.
 //
 // A service with Import has no backends of its own: it leads to those of all
@@ -272,7 +280,7 @@ func collect(in MergeInput, own *Service, ownSlices []*EndpointSlice, p tierPlan
 		return collectExports(in, own, p)
 	}
 	members := make([]member, 1, 1+len(in.Views))
-	members[0] = member{cluster: in.Local, service: own, slices: ownSlices, weight: own.weight(), rank: p.local}
+	members[0] = member{cluster: in.Local, service: own, slices: ownSlices, weight: own.weight(), left: ShareAll, rank: p.local}
 	if v := in.Views[in.Local]; v != nil {
 		members[0].id = v.ID()
 	} else if in.Home != nil {
@@ -282,6 +290,7 @@ func collect(in MergeInput, own *Service, ownSlices []*EndpointSlice, p tierPlan
 		members[0].rank = 0
 		return members
 	}
+	members[0].left = in.left(in.Local)
 	for name, v := range in.Views {
 		if name == in.Local || v == nil {
 			continue
@@ -291,7 +300,7 @@ func collect(in MergeInput, own *Service, ownSlices []*EndpointSlice, p tierPlan
 			continue
 		}
 		members = append(members, member{
-			cluster: name, id: v.ID(), service: s, slices: v.slices[in.Name], weight: s.weight(), rank: p.rank(in, name),
+			cluster: name, id: v.ID(), service: s, slices: v.slices[in.Name], weight: s.weight(), left: in.left(name), rank: p.rank(in, name),
 		})
 	}
 	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.cluster, b.cluster) })
@@ -317,7 +326,7 @@ func collectExports(in MergeInput, own *Service, p tierPlan) []member {
 		if s == nil || s.Export == nil {
 			continue
 		}
-		members = append(members, member{cluster: name, id: v.ID(), service: s, slices: list, weight: s.weight(), rank: p.rank(in, name), imported: true})
+		members = append(members, member{cluster: name, id: v.ID(), service: s, slices: list, weight: s.weight(), left: in.left(name), rank: p.rank(in, name), imported: true})
 	}
 	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.cluster, b.cluster) })
 	return members

@@ -36,6 +36,13 @@ func TestMergeAgainstTwin(t *testing.T) {
 				m.put(m.Views[name], drawEndpoints(rt, m.Name, clusterID(name), fmt.Sprintf("s%d", i)))
 			}
 		}
+		if rapid.Bool().Draw(rt, "drains") {
+			left := map[string]uint16{}
+			for _, name := range names {
+				left[name] = rapid.SampledFrom([]uint16{0, 0, ShareAll, ShareAll, 1, 13107, 40000}).Draw(rt, "left")
+			}
+			m.Left = func(cluster string) uint16 { return left[cluster] }
+		}
 		got := Merge(m.MergeInput)
 		if again := Merge(m.MergeInput); !reflect.DeepEqual(got, again) {
 			rt.Fatalf("two merges of one input differ:\n%+v\n%+v", got, again)
@@ -97,7 +104,7 @@ func showAll(ports []MergedPort) string {
 		for _, tier := range p.Tiers {
 			fmt.Fprintf(&b, "  tier %d\n", tier.Share)
 			for _, g := range tier.Groups {
-				fmt.Fprintf(&b, "    %s %d *%d", g.Cluster, g.ID, g.Weight)
+				fmt.Fprintf(&b, "    %s %d *%d drained %v", g.Cluster, g.ID, g.Weight, g.Drained)
 				for _, x := range g.Backends {
 					fmt.Fprintf(&b, " %v", x)
 				}
@@ -226,6 +233,11 @@ func twinPort(in MergeInput, own *Service, order [][]string, p Port, v6 bool) []
 		}
 		return 1
 	}
+	left := func(string) uint16 { return ShareAll }
+	if in.Left != nil && own.Global {
+		left = in.Left
+	}
+	order, drained, weight, left := twinDrains(order, usable, weight, left)
 	// Clusters of weight 0 go where the last cluster with a weight is.
 	last := -1
 	for i, tier := range order {
@@ -256,20 +268,81 @@ func twinPort(in MergeInput, own *Service, order [][]string, p Port, v6 bool) []
 			backends := usable[c]
 			slices.SortFunc(backends, func(a, b Backend) int { return a.Address.Compare(b.Address) })
 			if len(backends) > 0 {
-				t.Groups = append(t.Groups, Group{c, clusterID(c), weight(c), backends})
+				t.Groups = append(t.Groups, Group{c, clusterID(c), weight(c), false, backends})
 			}
 			if len(backends)+total[c] > 0 && (weight(c) > 0 || last < 0) {
 				h, n = h+len(backends), n+max(total[c], fallbackCount(backends))
 			}
 		}
 		if len(t.Groups) > 0 {
-			tiers, health = append(tiers, t), append(health, int64(minHealthy.Share(h, n)))
+			tiers, health = append(tiers, t), append(health, int64(minHealthy.Share(h, n))*twinScale(t.Groups, left)/ShareAll)
+		}
+	}
+	if len(drained) > 0 {
+		if len(tiers) < MaxTiers {
+			tiers, health = append(tiers, Tier{}), append(health, 0)
+		}
+		last := &tiers[len(tiers)-1]
+		for _, c := range drained {
+			slices.SortFunc(usable[c], func(a, b Backend) int { return a.Address.Compare(b.Address) })
+			last.Groups = append(last.Groups, Group{c, clusterID(c), 0, true, usable[c]})
 		}
 	}
 	for i := range tiers {
 		tiers[i].Share = twinShare(health, i)
 	}
 	return tiers
+}
+
+// twinDrains takes the drained clusters out of the order. Where they are all
+// there is, none is drained; where beside them there are only clusters of weight
+// 0, these have weight 1.
+func twinDrains(order [][]string, usable map[string][]Backend, weight, left func(string) uint16) (rest [][]string, drained []string, w, l func(string) uint16) {
+	others, weighty := 0, 0
+	for c := range usable {
+		if left(c) == 0 {
+			drained = append(drained, c)
+			continue
+		}
+		others++
+		if weight(c) > 0 {
+			weighty++
+		}
+	}
+	if others == 0 {
+		return order, nil, weight, func(string) uint16 { return ShareAll }
+	}
+	slices.Sort(drained)
+	for _, tier := range order {
+		rest = append(rest, slices.DeleteFunc(slices.Clone(tier), func(c string) bool { return left(c) == 0 }))
+	}
+	if weighty == 0 && len(drained) > 0 {
+		return rest, drained, func(string) uint16 { return 1 }, left
+	}
+	return rest, drained, weight, left
+}
+
+// twinScale gives groups the part of their weight that is left, if that differs
+// among them, and returns the largest.
+func twinScale(groups []Group, left func(string) uint16) int64 {
+	var lefts, weights []int64
+	for _, g := range groups {
+		if g.Weight > 0 {
+			lefts, weights = append(lefts, int64(left(g.Cluster))), append(weights, int64(g.Weight))
+		}
+	}
+	if len(lefts) == 0 {
+		return ShareAll
+	}
+	most, unit := slices.Max(lefts), 65535/slices.Max(weights)
+	if slices.Min(lefts) != most {
+		for i, g := range groups {
+			if g.Weight > 0 {
+				groups[i].Weight = uint16(max(1, new(big.Int).Div(big.NewInt(int64(g.Weight)*unit*int64(left(g.Cluster))), big.NewInt(most)).Int64()))
+			}
+		}
+	}
+	return most
 }
 
 func fallbackCount(backends []Backend) int {

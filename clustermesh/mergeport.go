@@ -27,52 +27,39 @@ func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHe
 			finds[i].total = max(finds[i].total, len(finds[i].ending))
 		}
 	}
-	last := lastRank(members, finds)
+	var places [8]standing
+	stand := standMembers(places[:0], members, finds)
 	var tiers []Tier
 	health := make([]uint16, 0, MaxTiers)
-	for rank := range MaxTiers {
+	for rank := range drainedRank + 1 {
 		var groups []Group
+		var left []uint16 // of groups
 		healthy, total := 0, 0
 		for i, m := range members {
-			if m.tierOf(last) != rank {
+			if stand[i].rank != rank {
 				continue
 			}
-			if m.weight > 0 || last < 0 {
+			if stand[i].counts {
 				healthy += len(finds[i].ready)
 				total += finds[i].total
 			}
 			if len(finds[i].ready) > 0 {
-				groups = append(groups, Group{Cluster: m.cluster, ID: m.id, Weight: m.weight, Backends: finds[i].ready})
+				groups = append(groups, Group{Cluster: m.cluster, ID: m.id, Weight: stand[i].weight, Drained: rank == drainedRank, Backends: finds[i].ready})
+				left = append(left, stand[i].left)
 			}
 		}
-		if len(groups) == 0 {
-			continue
+		switch most := scaleWeights(groups, left); {
+		case len(groups) == 0:
+		case len(tiers) == MaxTiers: // the drained: there is no room for a tier of theirs
+			last := &tiers[MaxTiers-1]
+			last.Groups = limitGroups(append(last.Groups, groups...), local)
+		default:
+			tiers = append(tiers, Tier{Groups: limitGroups(groups, local)})
+			health = append(health, uint16(uint32(minHealthy.Share(healthy, total))*uint32(most)/ShareAll))
 		}
-		tiers = append(tiers, Tier{Groups: limitGroups(groups, local)})
-		health = append(health, minHealthy.Share(healthy, total))
 	}
 	setShares(tiers, health)
 	return tiers
-}
-
-// lastRank is the last tier in which a cluster of a weight above 0 has a
-// backend; -1 if there is none, and weight 0 is all there is.
-func lastRank(members []member, finds []found) int {
-	last := -1
-	for i, m := range members {
-		if m.weight > 0 && len(finds[i].ready) > 0 {
-			last = max(last, m.rank)
-		}
-	}
-	return last
-}
-
-// tierOf is the member's rank, or, for a cluster of weight 0, the last one.
-func (m *member) tierOf(last int) int {
-	if m.weight == 0 && last >= 0 {
-		return last
-	}
-	return m.rank
 }
 
 // located is an endpoint on its port.
@@ -166,13 +153,13 @@ func setShares(tiers []Tier, health []uint16) {
 }
 
 // limitGroups keeps at most MaxGroupsPerTier groups: those with a weight before
-// those without, the local cluster first, then by name.
+// those without, the drained last, the local cluster first, then by name.
 func limitGroups(groups []Group, local string) []Group {
 	if len(groups) <= MaxGroupsPerTier {
 		return groups
 	}
 	slices.SortStableFunc(groups, func(a, b Group) int {
-		return cmp.Or(order(a.Weight == 0, b.Weight == 0), order(a.Cluster != local, b.Cluster != local))
+		return cmp.Or(order(a.Drained, b.Drained), order(a.Weight == 0, b.Weight == 0), order(a.Cluster != local, b.Cluster != local))
 	})
 	groups = slices.Clip(groups[:MaxGroupsPerTier])
 	slices.SortFunc(groups, func(a, b Group) int { return cmp.Compare(a.Cluster, b.Cluster) })

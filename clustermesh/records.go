@@ -334,6 +334,20 @@ type ClusterPolicy struct {
 	Origin Origin
 }
 
+// Drain says that a cluster shall get no new connections, of all services or of
+// one, or that it gets them again; see DrainLeft. In scope local it is the
+// operator's word about another cluster, in scope export a cluster's about itself.
+type Drain struct {
+	Cluster string
+	Service ServiceName // zero = all
+	Start   time.Time
+	Over    time.Duration
+	From    uint16 // what of its weight was left at Start, in 1/65535
+	Back    bool   // its weight rises again
+	By      string // who asked for it
+	Origin  Origin
+}
+
 // Peer is what another cluster was admitted for at join. Local only: it is the
 // operator's word, and bounds everything the peer may say.
 type Peer struct {

@@ -26,6 +26,7 @@ type View struct {
 	policies        map[ServiceName]*Policy
 	clusterPolicies map[string]*ClusterPolicy
 	peers           map[string]*Peer
+	drains          map[string]*Drain // by the name of their keys
 
 	keys, bytes uint64
 	// refused are keys whose value in the list was not believed: Into keeps
@@ -46,7 +47,7 @@ func NewView(a Admission, scope Scope) *View {
 		services: map[ServiceName]*Service{}, slices: map[ServiceName][]*EndpointSlice{},
 		addresses: newAddressTable(), identities: newIdentityTable(),
 		workloads: map[ServiceName]*Workload{}, policies: map[ServiceName]*Policy{},
-		clusterPolicies: map[string]*ClusterPolicy{}, peers: map[string]*Peer{},
+		clusterPolicies: map[string]*ClusterPolicy{}, peers: map[string]*Peer{}, drains: map[string]*Drain{},
 	}
 }
 
@@ -116,6 +117,10 @@ func (v *View) Peer(name string) *Peer { return v.peers[name] }
 // Peers are all admitted peers.
 func (v *View) Peers() iter.Seq[*Peer] { return values(v.peers) }
 
+// Drains are all drains: in scope local of other clusters, in scope export of the
+// view's own.
+func (v *View) Drains() iter.Seq[*Drain] { return values(v.drains) }
+
 // Workload is the workload of that namespace and name, or nil.
 func (v *View) Workload(n ServiceName) *Workload { return v.workloads[n] }
 
@@ -171,6 +176,8 @@ func (v *View) Get(k Key) Record {
 		return some(v.clusterPolicies[k.Name])
 	case KindPeer:
 		return some(v.peers[k.Name])
+	case KindDrain:
+		return some(v.drains[k.Name])
 	}
 	return nil
 }

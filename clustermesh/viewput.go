@@ -127,6 +127,8 @@ func (v *View) set(r Record) (old, now uint64, had bool) {
 		v.clusterPolicies[r.Name] = r
 	case *Peer:
 		v.peers[r.Name] = r
+	case *Drain:
+		v.drains[r.KeyName()] = r
 	}
 	return old, footprint(r), had
 }
@@ -158,6 +160,8 @@ func (v *View) sizeOf(r Record) (uint64, bool) {
 		old = some(v.clusterPolicies[r.Name])
 	case *Peer:
 		old = some(v.peers[r.Name])
+	case *Drain:
+		old = some(v.drains[r.KeyName()])
 	}
 	if old == nil {
 		return 0, false
@@ -206,6 +210,8 @@ func (v *View) remove(k Key) {
 		delete(v.clusterPolicies, r.Name)
 	case *Peer:
 		delete(v.peers, r.Name)
+	case *Drain:
+		delete(v.drains, r.KeyName())
 	}
 }
 
@@ -258,6 +264,8 @@ func footprint(r Record) uint64 {
 		n += len(r.JSON) + len(r.Name)
 	case *ClusterPolicy:
 		n += len(r.JSON) + len(r.Name)
+	case *Drain:
+		n += 128 + len(r.KeyName()) + len(r.By)
 	case *Peer:
 		n += len(r.CABundle) + 32*len(r.PodPrefixes) + textSize(r.MeshAddresses)
 	}
@@ -340,7 +348,7 @@ func (v *View) records() iter.Seq[Record] {
 			each(v.Nodes(), yield) && each(v.Services(), yield) && each(v.AllSlices(), yield) &&
 			eachCopy(v.Identities(), yield) && eachCopy(v.Addresses(), yield) &&
 			each(v.Workloads(), yield) && each(v.Policies(), yield) &&
-			each(v.ClusterPolicies(), yield) && each(v.Peers(), yield)
+			each(v.ClusterPolicies(), yield) && each(v.Peers(), yield) && each(v.Drains(), yield)
 	}
 }
 

@@ -73,6 +73,11 @@ func (a *Admin) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResp
 		Cluster: clusterToPB(p.ownCluster()), Fingerprint: p.ca().Fingerprint(),
 		CertificateExpires: unixNano(p.cfg.Leaf.Expires()), Peers: p.PeerStatus(),
 	}
+	// Where nothing has been read yet a problem says so.
+	drains, _ := p.drains(ctx, a.cfg.Store)
+	for _, r := range drains {
+		out.Drains = append(out.Drains, p.drainStatus(r))
+	}
 	if a.cfg.Status != nil {
 		if err := a.cfg.Status(ctx, out); err != nil {
 			return nil, err

@@ -16,7 +16,7 @@ import (
 )
 
 // lastGood keeps a copy, in the state directory, of what the store alone knows:
-// registrations, numbers, tokens, promises, and the peers. All else comes back
+// registrations, numbers, tokens, promises, the peers and the drains. All else comes back
 // from the source. When the store comes back without them, the leader puts them
 // back; see restore.
 //
@@ -87,10 +87,10 @@ func (c *lastGood) position() kvstore.Position {
 
 // prefixes are what is copied.
 func (c *lastGood) prefixes() []string {
-	return []string{
+	return append([]string{
 		clustermesh.KindPrefix(clustermesh.ScopeLocal, c.cluster, clustermesh.KindPeer),
 		privatePrefix(c.cluster),
-	}
+	}, drainPrefixes(c.cluster)...)
 }
 
 // wanted leaves out what lives shorter than a copy: who leads, and that a

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tombolo-mesh/tombolo/clustermesh"
 	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 	"github.com/tombolo-mesh/tombolo/kvstore"
 )
@@ -148,8 +149,10 @@ func (c *lastGood) putBack(ctx context.Context, store kvstore.Store, fence *fenc
 func (r *restored) count(key string, c *lastGood) {
 	rest, private := strings.CutPrefix(key, privatePrefix(c.cluster))
 	switch {
-	case !private:
+	case strings.HasPrefix(key, clustermesh.KindPrefix(clustermesh.ScopeLocal, c.cluster, clustermesh.KindPeer)):
 		r.peers++
+	case !private:
+		r.others++
 	case strings.HasPrefix(rest, "node/"), strings.HasPrefix(rest, "endpoint/"):
 		r.registrations++
 	default:

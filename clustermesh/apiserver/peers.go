@@ -157,7 +157,7 @@ func (p *Peers) set(ctx context.Context, peer *clustermesh.Peer, rev int64, more
 }
 
 // Delete takes a peer out and closes its connections, by way of its bundle.
-// The peer's mirrored records go with it. It is no error if there is none.
+// The peer's mirrored records and its drains go with it. It is no error if there is none.
 func (p *Peers) Delete(ctx context.Context, name string) error {
 	if name == p.own {
 		return errors.New("a cluster is not its own peer")
@@ -170,6 +170,13 @@ func (p *Peers) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	p.bundles.Delete(name)
+	drains := clustermesh.KindPrefix(clustermesh.ScopeLocal, p.own, clustermesh.KindDrain) + name
+	if _, err := p.store.Commit(ctx, kvstore.Delete(drains)); err != nil {
+		return err
+	}
+	if err := p.deletePrefix(ctx, drains+"/"); err != nil {
+		return err
+	}
 	return p.deletePrefix(ctx, clustermesh.ScopePrefix(clustermesh.ScopeMirror, name))
 }
 

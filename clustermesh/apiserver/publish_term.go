@@ -39,10 +39,15 @@ type term struct {
 	held        func(storeID uint64) bool // by the gate: the cache will not show it before it is published to
 }
 
-// ownPrefixes are what the publisher keeps. Peers are not among them: they are
-// the operator's word.
+// ownPrefixes are what the publisher keeps. Peers and drains are not among them:
+// they are the operator's word.
 func ownPrefixes(cluster string) []string {
-	prefixes := []string{clustermesh.ScopePrefix(clustermesh.ScopeExport, cluster)}
+	var prefixes []string
+	for _, kind := range clustermesh.Kinds {
+		if kind != clustermesh.KindDrain && kind != clustermesh.KindCluster { // the marker is no name below its kind
+			prefixes = append(prefixes, clustermesh.KindPrefix(clustermesh.ScopeExport, cluster, kind))
+		}
+	}
 	for _, kind := range []clustermesh.Kind{clustermesh.KindService, clustermesh.KindEndpointSlice, clustermesh.KindPolicy, clustermesh.KindClusterPolicy, clustermesh.KindWorkload} {
 		prefixes = append(prefixes, clustermesh.KindPrefix(clustermesh.ScopeLocal, cluster, kind))
 	}

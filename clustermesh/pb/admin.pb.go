@@ -150,6 +150,7 @@ type StatusResponse struct {
 	Version            string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`
 	Nodes              []string               `protobuf:"bytes,13,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	MeshPeers          []*MeshPeerStatus      `protobuf:"bytes,14,rep,name=mesh_peers,json=meshPeers,proto3" json:"mesh_peers,omitempty"` // on Kubernetes, of the replica that leads
+	Drains             []*DrainStatus         `protobuf:"bytes,15,rep,name=drains,proto3" json:"drains,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -278,6 +279,13 @@ func (x *StatusResponse) GetNodes() []string {
 func (x *StatusResponse) GetMeshPeers() []*MeshPeerStatus {
 	if x != nil {
 		return x.MeshPeers
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetDrains() []*DrainStatus {
+	if x != nil {
+		return x.Drains
 	}
 	return nil
 }
@@ -967,6 +975,211 @@ func (x *RemovePeerResponse) GetWarning() string {
 	return ""
 }
 
+// Drain moves new connections away from a cluster, or back to it.
+type DrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Over          int64                  `protobuf:"varint,3,opt,name=over,proto3" json:"over,omitempty"`
+	Back          bool                   `protobuf:"varint,4,opt,name=back,proto3" json:"back,omitempty"`
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DrainRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetOver() int64 {
+	if x != nil {
+		return x.Over
+	}
+	return 0
+}
+
+func (x *DrainRequest) GetBack() bool {
+	if x != nil {
+		return x.Back
+	}
+	return false
+}
+
+func (x *DrainRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type DrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Drain         *DrainStatus           `protobuf:"bytes,1,opt,name=drain,proto3" json:"drain,omitempty"`
+	Warning       string                 `protobuf:"bytes,2,opt,name=warning,proto3" json:"warning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DrainResponse) GetDrain() *DrainStatus {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
+type DrainStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"` // <namespace>/<name>; "" = all
+	Drain         *Drain                 `protobuf:"bytes,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	Left          uint32                 `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`                         // at present, in 1/65535
+	ByItself      bool                   `protobuf:"varint,5,opt,name=by_itself,json=byItself,proto3" json:"by_itself,omitempty"` // that cluster says so of itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainStatus) Reset() {
+	*x = DrainStatus{}
+	mi := &file_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainStatus) ProtoMessage() {}
+
+func (x *DrainStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
+func (*DrainStatus) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DrainStatus) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *DrainStatus) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *DrainStatus) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *DrainStatus) GetLeft() uint32 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *DrainStatus) GetByItself() bool {
+	if x != nil {
+		return x.ByItself
+	}
+	return false
+}
+
 type ListPeersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -975,7 +1188,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1200,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1213,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 type ListPeersResponse struct {
@@ -1012,7 +1225,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1237,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1250,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -1057,7 +1270,7 @@ type NodeTokenRequest struct {
 
 func (x *NodeTokenRequest) Reset() {
 	*x = NodeTokenRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1282,7 @@ func (x *NodeTokenRequest) String() string {
 func (*NodeTokenRequest) ProtoMessage() {}
 
 func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1295,7 @@ func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*NodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeTokenRequest) GetNode() string {
@@ -1109,7 +1322,7 @@ type NodeTokenResponse struct {
 
 func (x *NodeTokenResponse) Reset() {
 	*x = NodeTokenResponse{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1334,7 @@ func (x *NodeTokenResponse) String() string {
 func (*NodeTokenResponse) ProtoMessage() {}
 
 func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1347,7 @@ func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*NodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeTokenResponse) GetToken() string {
@@ -1160,7 +1373,7 @@ type ConfirmDeletesRequest struct {
 
 func (x *ConfirmDeletesRequest) Reset() {
 	*x = ConfirmDeletesRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1385,7 @@ func (x *ConfirmDeletesRequest) String() string {
 func (*ConfirmDeletesRequest) ProtoMessage() {}
 
 func (x *ConfirmDeletesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1398,7 @@ func (x *ConfirmDeletesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeletesRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmDeletesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ConfirmDeletesRequest) GetKind() string {
@@ -1204,7 +1417,7 @@ type ConfirmDeletesResponse struct {
 
 func (x *ConfirmDeletesResponse) Reset() {
 	*x = ConfirmDeletesResponse{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1429,7 @@ func (x *ConfirmDeletesResponse) String() string {
 func (*ConfirmDeletesResponse) ProtoMessage() {}
 
 func (x *ConfirmDeletesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1442,7 @@ func (x *ConfirmDeletesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeletesResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmDeletesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConfirmDeletesResponse) GetReleased() int64 {
@@ -1248,7 +1461,7 @@ type DumpRequest struct {
 
 func (x *DumpRequest) Reset() {
 	*x = DumpRequest{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1473,7 @@ func (x *DumpRequest) String() string {
 func (*DumpRequest) ProtoMessage() {}
 
 func (x *DumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1486,7 @@ func (x *DumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRequest.ProtoReflect.Descriptor instead.
 func (*DumpRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DumpRequest) GetPrefix() string {
@@ -1292,7 +1505,7 @@ type DumpResponse struct {
 
 func (x *DumpResponse) Reset() {
 	*x = DumpResponse{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1517,7 @@ func (x *DumpResponse) String() string {
 func (*DumpResponse) ProtoMessage() {}
 
 func (x *DumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1530,7 @@ func (x *DumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpResponse.ProtoReflect.Descriptor instead.
 func (*DumpResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DumpResponse) GetText() string {
@@ -1339,7 +1552,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x03fix\x18\x03 \x01(\tR\x03fix\x12\x16\n" +
 	"\x06object\x18\x04 \x01(\tR\x06object\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\x03R\x05since\"\x0f\n" +
-	"\rStatusRequest\"\xd4\x04\n" +
+	"\rStatusRequest\"\x85\x05\n" +
 	"\x0eStatusResponse\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x13.tombolo.v1.ClusterR\acluster\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12\x16\n" +
@@ -1356,7 +1569,8 @@ const file_admin_proto_rawDesc = "" +
 	"\aversion\x18\f \x01(\tR\aversion\x12\x14\n" +
 	"\x05nodes\x18\r \x03(\tR\x05nodes\x129\n" +
 	"\n" +
-	"mesh_peers\x18\x0e \x03(\v2\x1a.tombolo.v1.MeshPeerStatusR\tmeshPeers\x1a:\n" +
+	"mesh_peers\x18\x0e \x03(\v2\x1a.tombolo.v1.MeshPeerStatusR\tmeshPeers\x12/\n" +
+	"\x06drains\x18\x0f \x03(\v2\x17.tombolo.v1.DrainStatusR\x06drains\x1a:\n" +
 	"\fRecordsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xa3\x01\n" +
@@ -1410,7 +1624,22 @@ const file_admin_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"B\n" +
 	"\x12RemovePeerResponse\x12\x12\n" +
 	"\x04told\x18\x01 \x01(\bR\x04told\x12\x18\n" +
-	"\awarning\x18\x02 \x01(\tR\awarning\"\x12\n" +
+	"\awarning\x18\x02 \x01(\tR\awarning\"z\n" +
+	"\fDrainRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x12\n" +
+	"\x04over\x18\x03 \x01(\x03R\x04over\x12\x12\n" +
+	"\x04back\x18\x04 \x01(\bR\x04back\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"X\n" +
+	"\rDrainResponse\x12-\n" +
+	"\x05drain\x18\x01 \x01(\v2\x17.tombolo.v1.DrainStatusR\x05drain\x12\x18\n" +
+	"\awarning\x18\x02 \x01(\tR\awarning\"\x9b\x01\n" +
+	"\vDrainStatus\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12'\n" +
+	"\x05drain\x18\x03 \x01(\v2\x11.tombolo.v1.DrainR\x05drain\x12\x12\n" +
+	"\x04left\x18\x04 \x01(\rR\x04left\x12\x1b\n" +
+	"\tby_itself\x18\x05 \x01(\bR\bbyItself\"\x12\n" +
 	"\x10ListPeersRequest\"A\n" +
 	"\x11ListPeersResponse\x12,\n" +
 	"\x05peers\x18\x01 \x03(\v2\x16.tombolo.v1.PeerStatusR\x05peers\"G\n" +
@@ -1428,14 +1657,15 @@ const file_admin_proto_rawDesc = "" +
 	"\vDumpRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"\"\n" +
 	"\fDumpResponse\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text2\x8f\x05\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xcd\x05\n" +
 	"\x05Admin\x12?\n" +
 	"\x06Status\x12\x19.tombolo.v1.StatusRequest\x1a\x1a.tombolo.v1.StatusResponse\x12?\n" +
 	"\x06Invite\x12\x19.tombolo.v1.InviteRequest\x1a\x1a.tombolo.v1.InviteResponse\x12E\n" +
 	"\bJoinMesh\x12\x1b.tombolo.v1.JoinMeshRequest\x1a\x1c.tombolo.v1.JoinMeshResponse\x12H\n" +
 	"\tLeaveMesh\x12\x1c.tombolo.v1.LeaveMeshRequest\x1a\x1d.tombolo.v1.LeaveMeshResponse\x12K\n" +
 	"\n" +
-	"RemovePeer\x12\x1d.tombolo.v1.RemovePeerRequest\x1a\x1e.tombolo.v1.RemovePeerResponse\x12H\n" +
+	"RemovePeer\x12\x1d.tombolo.v1.RemovePeerRequest\x1a\x1e.tombolo.v1.RemovePeerResponse\x12<\n" +
+	"\x05Drain\x12\x18.tombolo.v1.DrainRequest\x1a\x19.tombolo.v1.DrainResponse\x12H\n" +
 	"\tListPeers\x12\x1c.tombolo.v1.ListPeersRequest\x1a\x1d.tombolo.v1.ListPeersResponse\x12H\n" +
 	"\tNodeToken\x12\x1c.tombolo.v1.NodeTokenRequest\x1a\x1d.tombolo.v1.NodeTokenResponse\x12W\n" +
 	"\x0eConfirmDeletes\x12!.tombolo.v1.ConfirmDeletesRequest\x1a\".tombolo.v1.ConfirmDeletesResponse\x129\n" +
@@ -1453,7 +1683,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_admin_proto_goTypes = []any{
 	(*Problem)(nil),                // 0: tombolo.v1.Problem
 	(*StatusRequest)(nil),          // 1: tombolo.v1.StatusRequest
@@ -1469,50 +1699,59 @@ var file_admin_proto_goTypes = []any{
 	(*LeaveMeshResponse)(nil),      // 11: tombolo.v1.LeaveMeshResponse
 	(*RemovePeerRequest)(nil),      // 12: tombolo.v1.RemovePeerRequest
 	(*RemovePeerResponse)(nil),     // 13: tombolo.v1.RemovePeerResponse
-	(*ListPeersRequest)(nil),       // 14: tombolo.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),      // 15: tombolo.v1.ListPeersResponse
-	(*NodeTokenRequest)(nil),       // 16: tombolo.v1.NodeTokenRequest
-	(*NodeTokenResponse)(nil),      // 17: tombolo.v1.NodeTokenResponse
-	(*ConfirmDeletesRequest)(nil),  // 18: tombolo.v1.ConfirmDeletesRequest
-	(*ConfirmDeletesResponse)(nil), // 19: tombolo.v1.ConfirmDeletesResponse
-	(*DumpRequest)(nil),            // 20: tombolo.v1.DumpRequest
-	(*DumpResponse)(nil),           // 21: tombolo.v1.DumpResponse
-	nil,                            // 22: tombolo.v1.StatusResponse.RecordsEntry
-	(*Cluster)(nil),                // 23: tombolo.v1.Cluster
-	(*Peer)(nil),                   // 24: tombolo.v1.Peer
+	(*DrainRequest)(nil),           // 14: tombolo.v1.DrainRequest
+	(*DrainResponse)(nil),          // 15: tombolo.v1.DrainResponse
+	(*DrainStatus)(nil),            // 16: tombolo.v1.DrainStatus
+	(*ListPeersRequest)(nil),       // 17: tombolo.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 18: tombolo.v1.ListPeersResponse
+	(*NodeTokenRequest)(nil),       // 19: tombolo.v1.NodeTokenRequest
+	(*NodeTokenResponse)(nil),      // 20: tombolo.v1.NodeTokenResponse
+	(*ConfirmDeletesRequest)(nil),  // 21: tombolo.v1.ConfirmDeletesRequest
+	(*ConfirmDeletesResponse)(nil), // 22: tombolo.v1.ConfirmDeletesResponse
+	(*DumpRequest)(nil),            // 23: tombolo.v1.DumpRequest
+	(*DumpResponse)(nil),           // 24: tombolo.v1.DumpResponse
+	nil,                            // 25: tombolo.v1.StatusResponse.RecordsEntry
+	(*Cluster)(nil),                // 26: tombolo.v1.Cluster
+	(*Peer)(nil),                   // 27: tombolo.v1.Peer
+	(*Drain)(nil),                  // 28: tombolo.v1.Drain
 }
 var file_admin_proto_depIdxs = []int32{
-	23, // 0: tombolo.v1.StatusResponse.cluster:type_name -> tombolo.v1.Cluster
+	26, // 0: tombolo.v1.StatusResponse.cluster:type_name -> tombolo.v1.Cluster
 	0,  // 1: tombolo.v1.StatusResponse.problems:type_name -> tombolo.v1.Problem
 	5,  // 2: tombolo.v1.StatusResponse.peers:type_name -> tombolo.v1.PeerStatus
-	22, // 3: tombolo.v1.StatusResponse.records:type_name -> tombolo.v1.StatusResponse.RecordsEntry
+	25, // 3: tombolo.v1.StatusResponse.records:type_name -> tombolo.v1.StatusResponse.RecordsEntry
 	3,  // 4: tombolo.v1.StatusResponse.mesh_peers:type_name -> tombolo.v1.MeshPeerStatus
-	4,  // 5: tombolo.v1.MeshPeerStatus.conditions:type_name -> tombolo.v1.Condition
-	24, // 6: tombolo.v1.PeerStatus.peer:type_name -> tombolo.v1.Peer
-	5,  // 7: tombolo.v1.ListPeersResponse.peers:type_name -> tombolo.v1.PeerStatus
-	1,  // 8: tombolo.v1.Admin.Status:input_type -> tombolo.v1.StatusRequest
-	6,  // 9: tombolo.v1.Admin.Invite:input_type -> tombolo.v1.InviteRequest
-	8,  // 10: tombolo.v1.Admin.JoinMesh:input_type -> tombolo.v1.JoinMeshRequest
-	10, // 11: tombolo.v1.Admin.LeaveMesh:input_type -> tombolo.v1.LeaveMeshRequest
-	12, // 12: tombolo.v1.Admin.RemovePeer:input_type -> tombolo.v1.RemovePeerRequest
-	14, // 13: tombolo.v1.Admin.ListPeers:input_type -> tombolo.v1.ListPeersRequest
-	16, // 14: tombolo.v1.Admin.NodeToken:input_type -> tombolo.v1.NodeTokenRequest
-	18, // 15: tombolo.v1.Admin.ConfirmDeletes:input_type -> tombolo.v1.ConfirmDeletesRequest
-	20, // 16: tombolo.v1.Admin.Dump:input_type -> tombolo.v1.DumpRequest
-	2,  // 17: tombolo.v1.Admin.Status:output_type -> tombolo.v1.StatusResponse
-	7,  // 18: tombolo.v1.Admin.Invite:output_type -> tombolo.v1.InviteResponse
-	9,  // 19: tombolo.v1.Admin.JoinMesh:output_type -> tombolo.v1.JoinMeshResponse
-	11, // 20: tombolo.v1.Admin.LeaveMesh:output_type -> tombolo.v1.LeaveMeshResponse
-	13, // 21: tombolo.v1.Admin.RemovePeer:output_type -> tombolo.v1.RemovePeerResponse
-	15, // 22: tombolo.v1.Admin.ListPeers:output_type -> tombolo.v1.ListPeersResponse
-	17, // 23: tombolo.v1.Admin.NodeToken:output_type -> tombolo.v1.NodeTokenResponse
-	19, // 24: tombolo.v1.Admin.ConfirmDeletes:output_type -> tombolo.v1.ConfirmDeletesResponse
-	21, // 25: tombolo.v1.Admin.Dump:output_type -> tombolo.v1.DumpResponse
-	17, // [17:26] is the sub-list for method output_type
-	8,  // [8:17] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	16, // 5: tombolo.v1.StatusResponse.drains:type_name -> tombolo.v1.DrainStatus
+	4,  // 6: tombolo.v1.MeshPeerStatus.conditions:type_name -> tombolo.v1.Condition
+	27, // 7: tombolo.v1.PeerStatus.peer:type_name -> tombolo.v1.Peer
+	16, // 8: tombolo.v1.DrainResponse.drain:type_name -> tombolo.v1.DrainStatus
+	28, // 9: tombolo.v1.DrainStatus.drain:type_name -> tombolo.v1.Drain
+	5,  // 10: tombolo.v1.ListPeersResponse.peers:type_name -> tombolo.v1.PeerStatus
+	1,  // 11: tombolo.v1.Admin.Status:input_type -> tombolo.v1.StatusRequest
+	6,  // 12: tombolo.v1.Admin.Invite:input_type -> tombolo.v1.InviteRequest
+	8,  // 13: tombolo.v1.Admin.JoinMesh:input_type -> tombolo.v1.JoinMeshRequest
+	10, // 14: tombolo.v1.Admin.LeaveMesh:input_type -> tombolo.v1.LeaveMeshRequest
+	12, // 15: tombolo.v1.Admin.RemovePeer:input_type -> tombolo.v1.RemovePeerRequest
+	14, // 16: tombolo.v1.Admin.Drain:input_type -> tombolo.v1.DrainRequest
+	17, // 17: tombolo.v1.Admin.ListPeers:input_type -> tombolo.v1.ListPeersRequest
+	19, // 18: tombolo.v1.Admin.NodeToken:input_type -> tombolo.v1.NodeTokenRequest
+	21, // 19: tombolo.v1.Admin.ConfirmDeletes:input_type -> tombolo.v1.ConfirmDeletesRequest
+	23, // 20: tombolo.v1.Admin.Dump:input_type -> tombolo.v1.DumpRequest
+	2,  // 21: tombolo.v1.Admin.Status:output_type -> tombolo.v1.StatusResponse
+	7,  // 22: tombolo.v1.Admin.Invite:output_type -> tombolo.v1.InviteResponse
+	9,  // 23: tombolo.v1.Admin.JoinMesh:output_type -> tombolo.v1.JoinMeshResponse
+	11, // 24: tombolo.v1.Admin.LeaveMesh:output_type -> tombolo.v1.LeaveMeshResponse
+	13, // 25: tombolo.v1.Admin.RemovePeer:output_type -> tombolo.v1.RemovePeerResponse
+	15, // 26: tombolo.v1.Admin.Drain:output_type -> tombolo.v1.DrainResponse
+	18, // 27: tombolo.v1.Admin.ListPeers:output_type -> tombolo.v1.ListPeersResponse
+	20, // 28: tombolo.v1.Admin.NodeToken:output_type -> tombolo.v1.NodeTokenResponse
+	22, // 29: tombolo.v1.Admin.ConfirmDeletes:output_type -> tombolo.v1.ConfirmDeletesResponse
+	24, // 30: tombolo.v1.Admin.Dump:output_type -> tombolo.v1.DumpResponse
+	21, // [21:31] is the sub-list for method output_type
+	11, // [11:21] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1527,7 +1766,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	Admin_JoinMesh_FullMethodName       = "/tombolo.v1.Admin/JoinMesh"
 	Admin_LeaveMesh_FullMethodName      = "/tombolo.v1.Admin/LeaveMesh"
 	Admin_RemovePeer_FullMethodName     = "/tombolo.v1.Admin/RemovePeer"
+	Admin_Drain_FullMethodName          = "/tombolo.v1.Admin/Drain"
 	Admin_ListPeers_FullMethodName      = "/tombolo.v1.Admin/ListPeers"
 	Admin_NodeToken_FullMethodName      = "/tombolo.v1.Admin/NodeToken"
 	Admin_ConfirmDeletes_FullMethodName = "/tombolo.v1.Admin/ConfirmDeletes"
@@ -40,6 +41,7 @@ type AdminClient interface {
 	JoinMesh(ctx context.Context, in *JoinMeshRequest, opts ...grpc.CallOption) (*JoinMeshResponse, error)
 	LeaveMesh(ctx context.Context, in *LeaveMeshRequest, opts ...grpc.CallOption) (*LeaveMeshResponse, error)
 	RemovePeer(ctx context.Context, in *RemovePeerRequest, opts ...grpc.CallOption) (*RemovePeerResponse, error)
+	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 	ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error)
 	NodeToken(ctx context.Context, in *NodeTokenRequest, opts ...grpc.CallOption) (*NodeTokenResponse, error)
 	// ConfirmDeletes lets a held mass delete (guard at Publish) go ahead.
@@ -106,6 +108,16 @@ func (c *adminClient) RemovePeer(ctx context.Context, in *RemovePeerRequest, opt
 	return out, nil
 }
 
+func (c *adminClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainResponse)
+	err := c.cc.Invoke(ctx, Admin_Drain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListPeersResponse)
@@ -155,6 +167,7 @@ type AdminServer interface {
 	JoinMesh(context.Context, *JoinMeshRequest) (*JoinMeshResponse, error)
 	LeaveMesh(context.Context, *LeaveMeshRequest) (*LeaveMeshResponse, error)
 	RemovePeer(context.Context, *RemovePeerRequest) (*RemovePeerResponse, error)
+	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
 	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
 	NodeToken(context.Context, *NodeTokenRequest) (*NodeTokenResponse, error)
 	// ConfirmDeletes lets a held mass delete (guard at Publish) go ahead.
@@ -185,6 +198,9 @@ func (UnimplementedAdminServer) LeaveMesh(context.Context, *LeaveMeshRequest) (*
 }
 func (UnimplementedAdminServer) RemovePeer(context.Context, *RemovePeerRequest) (*RemovePeerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemovePeer not implemented")
+}
+func (UnimplementedAdminServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
 }
 func (UnimplementedAdminServer) ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPeers not implemented")
@@ -309,6 +325,24 @@ func _Admin_RemovePeer_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Drain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Drain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Drain(ctx, req.(*DrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_ListPeers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListPeersRequest)
 	if err := dec(in); err != nil {
@@ -407,6 +441,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemovePeer",
 			Handler:    _Admin_RemovePeer_Handler,
+		},
+		{
+			MethodName: "Drain",
+			Handler:    _Admin_Drain_Handler,
 		},
 		{
 			MethodName: "ListPeers",

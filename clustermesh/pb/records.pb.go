@@ -1645,6 +1645,92 @@ func (x *ClusterPolicy) GetOrigin() int64 {
 	return 0
 }
 
+// local/<cluster>/drain/<of>[/<namespace>/<name>] — an operator's word about another cluster;
+// export/<cluster>/drain/<cluster>[/<namespace>/<name>] — about the own one, for all peers.
+type Drain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	Over          int64                  `protobuf:"varint,2,opt,name=over,proto3" json:"over,omitempty"` // nanoseconds
+	From          uint32                 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"` // what of its weight was left at the start, in 1/65535
+	Back          bool                   `protobuf:"varint,4,opt,name=back,proto3" json:"back,omitempty"` // its weight rises again
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`      // who asked for it
+	Origin        int64                  `protobuf:"varint,6,opt,name=origin,proto3" json:"origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_records_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Drain) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Drain) GetOver() int64 {
+	if x != nil {
+		return x.Over
+	}
+	return 0
+}
+
+func (x *Drain) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Drain) GetBack() bool {
+	if x != nil {
+		return x.Back
+	}
+	return false
+}
+
+func (x *Drain) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Drain) GetOrigin() int64 {
+	if x != nil {
+		return x.Origin
+	}
+	return 0
+}
+
 // local/<cluster>/peer/<peer cluster> — what a peer was admitted for.
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1663,7 +1749,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_records_proto_msgTypes[18]
+	mi := &file_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1761,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[18]
+	mi := &file_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1774,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{18}
+	return file_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Peer) GetName() string {
@@ -1887,7 +1973,14 @@ const file_records_proto_rawDesc = "" +
 	"\x06origin\x18\x02 \x01(\x03R\x06origin\";\n" +
 	"\rClusterPolicy\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\x12\x16\n" +
-	"\x06origin\x18\x02 \x01(\x03R\x06origin\"\x8d\x02\n" +
+	"\x06origin\x18\x02 \x01(\x03R\x06origin\"\x81\x01\n" +
+	"\x05Drain\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x12\n" +
+	"\x04over\x18\x02 \x01(\x03R\x04over\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\rR\x04from\x12\x12\n" +
+	"\x04back\x18\x04 \x01(\bR\x04back\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x16\n" +
+	"\x06origin\x18\x06 \x01(\x03R\x06origin\"\x8d\x02\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1b\n" +
@@ -1921,7 +2014,7 @@ func file_records_proto_rawDescGZIP() []byte {
 }
 
 var file_records_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_records_proto_goTypes = []any{
 	(Protocol)(0),         // 0: tombolo.v1.Protocol
 	(Distribution)(0),     // 1: tombolo.v1.Distribution
@@ -1944,7 +2037,8 @@ var file_records_proto_goTypes = []any{
 	(*Workload)(nil),      // 18: tombolo.v1.Workload
 	(*Policy)(nil),        // 19: tombolo.v1.Policy
 	(*ClusterPolicy)(nil), // 20: tombolo.v1.ClusterPolicy
-	(*Peer)(nil),          // 21: tombolo.v1.Peer
+	(*Drain)(nil),         // 21: tombolo.v1.Drain
+	(*Peer)(nil),          // 22: tombolo.v1.Peer
 }
 var file_records_proto_depIdxs = []int32{
 	3,  // 0: tombolo.v1.Cluster.pod_prefixes:type_name -> tombolo.v1.Prefix
@@ -1985,7 +2079,7 @@ func file_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_records_proto_rawDesc), len(file_records_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -57,7 +57,7 @@ func TestHelp(t *testing.T) {
 // reads has it.
 func TestReadingCommandsHaveJSON(t *testing.T) {
 	for _, words := range []string{"status", "service list", "service explain", "endpoints", "policy trace", "policy list", "maps", "mesh list", "mesh status", "mesh records", "version",
-		"mesh invite", "mesh join", "mesh leave", "mesh remove", "mesh confirm-deletes", "node invite"} {
+		"mesh invite", "mesh join", "mesh leave", "mesh remove", "mesh drain", "mesh undrain", "mesh confirm-deletes", "node invite"} {
 		cmd, _, err := newRoot(environment{Getenv: func(string) string { return "" }}).Find(strings.Fields(words))
 		if err != nil || cmd.Flags().ShorthandLookup("o") == nil {
 			t.Errorf("%s has no -o (%v)", words, err)

@@ -154,6 +154,15 @@ func (f *fakeAdmin) RemovePeer(_ context.Context, r *pb.RemovePeerRequest) (*pb.
 	return ask(f, r, &pb.RemovePeerResponse{Told: true})
 }
 
+func (f *fakeAdmin) Drain(_ context.Context, r *pb.DrainRequest) (*pb.DrainResponse, error) {
+	d := &pb.DrainStatus{Cluster: r.Cluster, Service: r.Service, Drain: &pb.Drain{Start: testNow.UnixNano(), Over: r.Over, From: 65535, Back: r.Back, By: r.By}}
+	d.Left = 65535
+	if r.Back {
+		d.Drain.From, d.Left = 0, 0
+	}
+	return ask(f, r, &pb.DrainResponse{Drain: d, Warning: "no cluster is left"})
+}
+
 func (f *fakeAdmin) NodeToken(_ context.Context, r *pb.NodeTokenRequest) (*pb.NodeTokenResponse, error) {
 	return ask(f, r, &pb.NodeTokenResponse{Token: "tombolo-node-abc", Expires: testNow.Add(10 * time.Minute).UnixNano()})
 }

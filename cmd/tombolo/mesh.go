@@ -12,10 +12,10 @@ import (
 )
 
 func (c *cli) meshCommand() *cobra.Command {
-	return group("mesh", "Invite, join, leave, remove and list clusters",
+	return group("mesh", "Invite, join, drain, leave, remove and list clusters",
 		"A mesh is all clusters that follow one another. These commands talk to the\nmesh API server of one cluster, on its Unix socket or, with --context, in its pod;\nneither operator needs credentials in the other cluster.",
-		"  tombolo mesh invite          # on one cluster: prints a one-time token\n  tombolo mesh join TOKEN      # on the other\n  tombolo mesh join --context gcp $(tombolo mesh invite --context aws)\n  tombolo mesh list",
-		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.removeCommand(), c.listCommand(), c.meshStatusCommand(),
+		"  tombolo mesh invite          # on one cluster: prints a one-time token\n  tombolo mesh join TOKEN      # on the other\n  tombolo mesh join --context gcp $(tombolo mesh invite --context aws)\n  tombolo mesh list\n  tombolo mesh drain gcp       # before its maintenance",
+		c.inviteCommand(), c.joinCommand(), c.drainCommand(), c.undrainCommand(), c.leaveCommand(), c.removeCommand(), c.listCommand(), c.meshStatusCommand(),
 		c.recordsCommand(), c.confirmCommand())
 }
 

@@ -47,6 +47,7 @@ func agentAnswers() map[string]any {
 				Gossip: &agent.GossipStatus{Members: 5, Nodes: 6, Verdicts: true, Chosen: 4},
 				Down:   []agent.DownStatus{{Cluster: "azure", Node: "n1", By: []string{"n1", "n3", "n4"}}, {Cluster: "azure", Node: "n2"}, {Cluster: "edge", Node: nasty, By: []string{nasty}}}},
 			Pods: 1, Services: 2, Endpoints: endpointStates(), Unmanaged: unmanagedPods(), Details: map[string]string{"wireguard": "kernel", nasty: nasty},
+			Drains:   agentDrains(),
 			Problems: []agent.ProblemStatus{{What: "cluster azure is not in reach", Why: "connection refused", Fix: "check its mesh API server"}, {What: nasty}},
 		},
 		"/v1/services": map[string]any{"apiVersion": agent.APIVersion, "kind": "ServiceList", "items": []agent.ServiceSummary{
@@ -70,6 +71,23 @@ func agentAnswers() map[string]any {
 		Protocol: "tcp", Port: 5432, Egress: trace.Side{Verdict: trace.Denied, Why: nasty}, Ingress: trace.Side{Verdict: trace.Allowed}, Notes: []string{nasty}}
 	paths["/v1/tables/services"] = "172.20.0.10:80/tcp id=1\n172.20.0.11:80/tcp id=2\x1b[2J\n"
 	return paths
+}
+
+func agentDrains() (out []agent.DrainStatus) {
+	for _, d := range drainStatuses() {
+		out = append(out, drainOf(d))
+	}
+	return out
+}
+
+// drainStatuses are one that is done, one on its way, and one on its way back.
+func drainStatuses() []*pb.DrainStatus {
+	began := testNow.Add(-2 * time.Minute).UnixNano()
+	return []*pb.DrainStatus{
+		{Cluster: "aws", ByItself: true, Left: 26214, Drain: &pb.Drain{Start: began, Over: int64(200 * time.Second), From: 65535}},
+		{Cluster: "gcp", Drain: &pb.Drain{Start: began, Over: int64(time.Minute), From: 65535, By: nasty}},
+		{Cluster: "gcp", Service: "shop/cart", Left: 39321, Drain: &pb.Drain{Start: began, Over: int64(200 * time.Second), Back: true}},
+	}
 }
 
 func endpointStates() []agent.EndpointStatus {
@@ -125,6 +143,7 @@ func serverStatus() *pb.StatusResponse {
 				{Type: "Joined", Status: "False", Reason: "Invited", Message: "the token in Secret oci-token waits"}, {Type: "Reachable", Status: "Unknown", Reason: "NotJoined"}}},
 			{Name: nasty, Wish: "stands", Leaving: true},
 		},
+		Drains: drainStatuses(),
 		Peers: []*pb.PeerStatus{
 			{Peer: &pb.Peer{Name: "gcp", Id: 2, MeshAddresses: []string{"198.51.100.7:9443"}, PodPrefixes: []*pb.Prefix{prefix}, Joined: testNow.Add(-49 * time.Hour).UnixNano()},
 				Fingerprint: strings.Repeat("bb", 32), Reachable: true, LastSeen: testNow.UnixNano(), Readers: 3},
@@ -153,6 +172,8 @@ var answering = []struct{ line, kind string }{
 	{"mesh join token --dry-run", "Join"},
 	{"mesh leave --force", "Leave"},
 	{"mesh remove gcp", "Remove"},
+	{"mesh drain gcp", "Drain"},
+	{"mesh undrain gcp", "Drain"},
 	{"mesh confirm-deletes service", "ConfirmedDeletes"},
 	{"node invite n1", "NodeToken"},
 }
@@ -215,6 +236,9 @@ func TestRequests(t *testing.T) {
 		{"mesh join T --dry-run", &pb.JoinMeshRequest{Token: "T", DryRun: true}},
 		{"mesh join T", &pb.JoinMeshRequest{Token: "T"}},
 		{"mesh remove gcp", &pb.RemovePeerRequest{Cluster: "gcp"}},
+		{"mesh drain gcp", &pb.DrainRequest{Cluster: "gcp", Over: int64(5 * time.Minute)}},
+		{"mesh drain gcp --service shop/cart --over 10s", &pb.DrainRequest{Cluster: "gcp", Service: "shop/cart", Over: int64(10 * time.Second)}},
+		{"mesh undrain gcp", &pb.DrainRequest{Cluster: "gcp", Over: int64(30 * time.Second), Back: true}},
 		{"mesh remove --force gcp", &pb.RemovePeerRequest{Cluster: "gcp", Force: true}},
 		{"mesh records export/", &pb.DumpRequest{Prefix: "export/"}},
 		{"mesh confirm-deletes", &pb.ConfirmDeletesRequest{}},

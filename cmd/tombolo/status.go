@@ -154,6 +154,11 @@ func (c *cli) printServer(s *pb.StatusResponse) error {
 	}
 	fmt.Fprintf(out, "  records      %s\n", orDefault(countsText(s.Records), "none"))
 	fmt.Fprintf(out, "  nodes        %s\n", orDefault(printable(strings.Join(s.Nodes, ", ")), "none registered"))
+	drains := make([]agent.DrainStatus, len(s.Drains))
+	for i, d := range s.Drains {
+		drains[i] = drainOf(d)
+	}
+	c.printDrains(drains)
 	if len(s.Peers) == 0 {
 		fmt.Fprintln(out, "  peers        none; run 'tombolo mesh invite' here and 'tombolo mesh join' there")
 	} else {
@@ -218,6 +223,7 @@ func (c *cli) printAgent(s *agent.Status) error {
 	fmt.Fprintf(out, "  %-12s %s\n", "endpoints", endpointCounts(s.Endpoints))
 	fmt.Fprintf(out, "  %-12s %s every %d ms, %d down; %d sent, %d missed\n", "probes", count(s.Health.Targets, "node"), s.Health.IntervalMS, s.Health.NodesDown, s.Health.Probes, s.Health.Misses)
 	printGossip(out, s.Health)
+	c.printDrains(s.Drains)
 	var details []string
 	for name := range s.Details {
 		details = append(details, name)
@@ -358,5 +364,5 @@ func serverJSON(s *pb.StatusResponse) map[string]any {
 	return map[string]any{"cluster": s.Cluster.GetName(), "clusterID": s.Cluster.GetId(), "leader": s.Leader, "version": s.Version,
 		"fingerprint": s.Fingerprint, "certificateExpires": timeText(s.CertificateExpires), "store": s.Store,
 		"storeID": fmt.Sprintf("%x", s.StoreId), "revision": s.Revision, "keys": s.Keys, "records": s.Records,
-		"nodes": s.Nodes, "peers": peers, "meshPeers": meshPeersJSON(s.MeshPeers), "problems": serverProblems(s)}
+		"nodes": s.Nodes, "peers": peers, "meshPeers": meshPeersJSON(s.MeshPeers), "drains": drainsJSON(s.Drains), "problems": serverProblems(s)}
 }

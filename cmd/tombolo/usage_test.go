@@ -33,6 +33,9 @@ func TestWrongUsage(t *testing.T) {
 		{"mesh join", []string{"'tombolo mesh join' needs TOKEN", "usage: tombolo mesh join TOKEN"}},
 		{"mesh join a b", []string{`got also "b"`}},
 		{"mesh remove", []string{"needs CLUSTER"}},
+		{"mesh drain", []string{"needs CLUSTER", "usage: tombolo mesh drain CLUSTER"}},
+		{"mesh undrain a b", []string{`got also "b"`}},
+		{"mesh drain gcp --over soon", []string{"invalid argument"}},
 		{"mesh invite --ttl tomorrow", []string{"invalid argument"}},
 		{"node invite", []string{"needs NODE"}},
 		{"service explain", []string{"needs NAMESPACE/NAME"}},
@@ -146,7 +149,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	w.admin.refuse = status.Error(codes.PermissionDenied, "not you")
-	for _, line := range []string{"mesh list", "mesh invite", "mesh join t", "mesh leave", "mesh remove gcp", "mesh records", "mesh confirm-deletes", "node invite n1"} {
+	for _, line := range []string{"mesh list", "mesh invite", "mesh join t", "mesh leave", "mesh remove gcp", "mesh drain gcp", "mesh undrain gcp", "mesh records", "mesh confirm-deletes", "node invite n1"} {
 		if got := w.at(t, strings.Fields(line)...); got != (answer{1, "", "error: not you\n"}) {
 			t.Errorf("%s: got %+v", line, got)
 		}

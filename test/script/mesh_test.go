@@ -1,6 +1,7 @@
 package script
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh/pb"
 )
 
 var update = flag.Bool("update", false, "write what the scripts print into them; read the difference before you commit it")
@@ -31,6 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	halt CLUSTER                   stop it; its store stays
 //	[!] join A B                   B joins the mesh of A; what went wrong is in stderr
 //	remove A B                     A takes B out of its mesh
+//	drain A B [NS/NAME]            the operator of A drains B at once; undrain brings it back
 //	node CLUSTER/NODE ADDR[,ADDR] [LINK...]
 //	                               register a node and start its agent; LINKs are the prefixes of its L2
 //	agent halt|start CLUSTER/NODE  stop a node's agent; its tables and its state directory stay
@@ -83,6 +87,8 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"halt":    run(1, func(w *world, _ *testscript.TestScript, args []string) error { return w.with(args[0], (*cluster).halt) }),
 	"join":    run(2, cmdJoin),
 	"remove":  run(2, cmdRemove),
+	"drain":   run(2, drain(false)),
+	"undrain": run(2, drain(true)),
 	"node":    run(2, cmdNode),
 	"agent":   run(2, cmdAgent),
 	"boot":    run(1, cmdBoot),
@@ -159,6 +165,25 @@ func cmdJoin(w *world, _ *testscript.TestScript, args []string) error {
 
 func cmdRemove(w *world, _ *testscript.TestScript, args []string) error {
 	return w.with(args[0], func(c *cluster) error { return c.remove(args[1]) })
+}
+
+func drain(back bool) command {
+	return func(w *world, _ *testscript.TestScript, args []string) error {
+		req := &pb.DrainRequest{Cluster: args[1], Back: back}
+		if len(args) > 2 {
+			req.Service = args[2]
+		}
+		return w.with(args[0], func(c *cluster) error {
+			// That a service is global is known once it is published.
+			if err := w.settle(); err != nil {
+				return err
+			}
+			return c.admin(func(ctx context.Context, at pb.AdminClient) error {
+				_, err := at.Drain(ctx, req)
+				return err
+			})
+		})
+	}
 }
 
 func cmdNode(w *world, _ *testscript.TestScript, args []string) error {
