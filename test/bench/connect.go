@@ -121,7 +121,7 @@ func child() {
 	case "connect":
 		err = connectChild(os.Args[3])
 	case "peer":
-		err = peerChild(os.Args[3], os.Args[4], os.Args[5])
+		err = peerChild(os.Args[3], os.Args[4], os.Args[5], os.Args[6])
 	case "list":
 		err = listChild(os.Args[3])
 	case "etcd":

@@ -16,6 +16,9 @@ type scale struct{ nodes, services, endpoints, identities, addresses int }
 // large is the cluster of the published goals: 81,000 keys and the marker.
 var large = scale{nodes: 1000, services: 5000, endpoints: 4, identities: 20000, addresses: 50000}
 
+// scales of synthetic peers.
+var scales = map[string]scale{"large": large, "small": {nodes: 10, services: 500, endpoints: 4, identities: 100, addresses: 200}}
+
 // prefixes of a synthetic cluster: its pods are in 10.<id>.0.0/16 and one
 // address family, so that 50,000 of them fit.
 func podPrefix(id clustermesh.ID) netip.Prefix {

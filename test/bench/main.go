@@ -25,6 +25,7 @@ type section struct {
 
 var sections = []section{
 	{"propagation", "1. A change at the source until it is in a BPF map", true, propagation},
+	{"badpeer", "1b. The same beside a peer that floods, lies or hangs", true, badPeers},
 	{"sync", "2. A fresh agent until it is synced and its maps are written", true, syncUp},
 	{"publish", "3. First publication of a large cluster into an embedded etcd", false, publication},
 	{"tables", "4. Services per second into BPF maps", true, tables},
@@ -42,7 +43,7 @@ func main() {
 	lab.Workload()
 	child()
 	var b bench
-	only := flag.String("only", "", "comma-separated sections to run (propagation, sync, publish, tables, connect); all if empty")
+	only := flag.String("only", "", "comma-separated sections to run (propagation, badpeer, sync, publish, tables, connect); all if empty")
 	flag.IntVar(&b.runs, "runs", 5, "interleaved runs of everything that is compared")
 	flag.StringVar(&b.binDir, "bin", "bin", "folder of the programs, from make build")
 	flag.Parse()

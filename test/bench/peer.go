@@ -22,9 +22,10 @@ import (
 // server's, in front of a large synthetic cluster. It talks on its standard
 // input and output, a line each:
 //
-//	join TOKEN → joined
-//	bytes      → how many bytes it has sent on its listener so far
-func peerChild(name, id, listen string) error {
+//	join TOKEN      → joined
+//	bytes           → how many bytes it has sent on its listener so far
+//	flood|lie|unread RATE, quiet → done; see writer
+func peerChild(name, id, listen, size string) error {
 	number, err := strconv.Atoi(id)
 	if err != nil {
 		return err
@@ -44,7 +45,8 @@ func peerChild(name, id, listen string) error {
 		return err
 	}
 	own.CABundle = ca.Bundle()
-	records, err := dataset(name, own.ID, large)
+	s := scales[size]
+	records, err := dataset(name, own.ID, s)
 	if err != nil {
 		return err
 	}
@@ -61,6 +63,8 @@ func peerChild(name, id, listen string) error {
 	}
 	counted := &countingListener{Listener: ln}
 	go port.Run(ctx, counted)
+	w := &writer{store: store, own: own, size: s}
+	defer func() { _ = w.do(ctx, "quiet", "") }()
 	fmt.Println("ready")
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		word, arg, _ := strings.Cut(in.Text(), " ")
@@ -72,6 +76,11 @@ func peerChild(name, id, listen string) error {
 			fmt.Println("joined")
 		case "bytes":
 			fmt.Println(counted.sent.Load())
+		case "flood", "lie", "unread", "quiet":
+			if err := w.do(ctx, word, arg); err != nil {
+				return err
+			}
+			fmt.Println("done")
 		}
 	}
 	return nil

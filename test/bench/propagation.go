@@ -109,6 +109,7 @@ func paced(ctx context.Context, n int, pace time.Duration, change func(context.C
 
 // chain is one cluster with one node, and its kernel's slots.
 type chain struct {
+	lab          *lab.Lab
 	cluster      *lab.Cluster
 	maps         *bpf.Maps
 	memory, disk *probe
@@ -133,7 +134,7 @@ func newChain(ctx context.Context, b *bench) (*chain, func(), error) {
 	if err != nil {
 		return fail(err)
 	}
-	ch := &chain{cluster: c}
+	ch := &chain{lab: l, cluster: c}
 	memory, disk := filepath.Join(c.Manifests, "memory"), filepath.Join(c.Manifests, "disk")
 	if err := errors.Join(os.Mkdir(memory, 0o700), os.Mkdir(disk, 0o700)); err != nil {
 		return fail(err)

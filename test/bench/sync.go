@@ -89,7 +89,7 @@ func syncUp(ctx context.Context, b *bench) error {
 		{5, []string{"1.2 s", "", "", "", "", "150 MiB"}, []string{"16 s", "", "", "", "", "600 MiB"}},
 	} {
 		for len(peers) < goal.peers {
-			p, err := startPeer(ctx, l, home)
+			p, err := startPeer(ctx, l, home, "large")
 			if err != nil {
 				return err
 			}
@@ -248,7 +248,7 @@ type peer struct {
 	out  *bufio.Reader
 }
 
-func startPeer(ctx context.Context, l *lab.Lab, home *lab.Cluster) (*peer, error) {
+func startPeer(ctx context.Context, l *lab.Lab, home *lab.Cluster, size string) (*peer, error) {
 	c, err := l.AddCluster(fmt.Sprintf("peer%d", len(l.Clusters())), 0)
 	if err != nil {
 		return nil, err
@@ -266,7 +266,7 @@ func startPeer(ctx context.Context, l *lab.Lab, home *lab.Cluster) (*peer, error
 		return nil, err
 	}
 	p := &peer{in: inW, out: bufio.NewReader(outR)}
-	p.proc, err = c.ControlExec("peer", inR, outW, exe, "bench-child", "peer", c.Name, fmt.Sprint(c.ID), c.MeshAddress())
+	p.proc, err = c.ControlExec("peer", inR, outW, exe, "bench-child", "peer", c.Name, fmt.Sprint(c.ID), c.MeshAddress(), size)
 	inR.Close()
 	outW.Close()
 	if err != nil {
