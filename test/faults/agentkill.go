@@ -14,7 +14,7 @@ import (
 
 const (
 	churnIP = "172.20.0.11"
-	killing = 2 * time.Minute // how long agents are killed
+	killing = 2 * time.Minute // how long agents are killed, unless -minutes is less
 	killGap = 5 * time.Second // between two kills
 )
 
@@ -47,7 +47,7 @@ func agentKill(ctx context.Context, s *suite) (err error) {
 		return errors.Join(err, stopped(stop))
 	}
 	begin := time.Now()
-	kills, took, err := m.killAgents(ctx, g)
+	kills, took, err := m.killAgents(ctx, g, min(killing, s.lasts()))
 	changes, churnErr := stop()
 	if err := errors.Join(err, churnErr); err != nil {
 		return err
@@ -145,8 +145,8 @@ func isolate(guest bool) string {
 // killAgents kills all agents of home every killGap, has the policy changed while
 // none runs, starts them again, and says how long after its return an agent had the
 // new one in force.
-func (m *mesh) killAgents(ctx context.Context, g *guards) (kills int, took []time.Duration, err error) {
-	for end := time.Now().Add(killing); time.Now().Before(end); {
+func (m *mesh) killAgents(ctx context.Context, g *guards, lasts time.Duration) (kills int, took []time.Duration, err error) {
+	for end := time.Now().Add(lasts); time.Now().Before(end); {
 		round := time.Now()
 		for _, n := range m.home.Nodes {
 			n.Agent().Kill()

@@ -36,7 +36,7 @@ func loss(ctx context.Context, s *suite) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(sleep(ctx, time.Duration(s.minutes*float64(time.Minute))), heal()); err != nil {
+		if err := errors.Join(sleep(ctx, s.lasts()), heal()); err != nil {
 			return err
 		}
 		after, err := m.verdicts(ctx)

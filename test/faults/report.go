@@ -26,7 +26,7 @@ func (r report) print(out io.Writer) {
 }
 
 func (s *suite) row(promised, measured, verdict string) {
-	s.table = append(s.table, row{s.current.name, promised, measured, verdict})
+	s.table = append(s.table, row{s.label(), promised, measured, verdict})
 	s.say("%s: %s%s", promised, measured, map[bool]string{true: "", false: "  (" + verdict + ")"}[verdict == ""])
 }
 
@@ -35,12 +35,12 @@ func (s *suite) never(promised string, times int, detail string) {
 	verdict := "kept"
 	if times > 0 {
 		verdict = "BROKEN"
-		s.failures++
+		s.broken = append(s.broken, s.current.name)
 	}
 	s.row(promised, detail, verdict)
 }
 
-func (s *suite) broken(promised, measured string) { s.never(promised, 1, measured) }
+func (s *suite) failed(promised, measured string) { s.never(promised, 1, measured) }
 
 // within is a promise about time: the worst counts.
 func (s *suite) within(promised string, limit time.Duration, took []time.Duration) {
