@@ -198,3 +198,36 @@ func BenchmarkBackgroundPass(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/n, "µs/service")
 	b.ReportMetric(n/float64(passRate), "s/pass")
 }
+
+// Clients with session affinity are told to leave once all is drained, not before;
+// where all clusters are drained none is.
+func TestDrainEndsSessionAffinity(t *testing.T) {
+	r := newDrainRig(t, 1)
+	for svc := range r.s.clusters["c1"].export().Services() {
+		sticky := *svc
+		sticky.SessionAffinity = time.Hour
+		r.s.Apply(clustermesh.Update{Cluster: "c1", Scope: clustermesh.ScopeExport,
+			Changes: []clustermesh.Change{{Key: clustermesh.KeyOf(clustermesh.ScopeExport, "c1", svc), Record: &sticky}}}, true)
+	}
+	d := &clustermesh.Drain{Cluster: "c2", Start: r.now, Over: 2 * time.Second, From: clustermesh.ShareAll}
+	r.say("c1", clustermesh.ScopeLocal, d, d)
+	leaves := func() bool {
+		for _, row := range r.s.t.services.wanted {
+			if row.Flags&ServiceDrained != 0 {
+				return true
+			}
+		}
+		return false
+	}
+	if r.pass(1500 * time.Millisecond); leaves() {
+		t.Error("too early")
+	}
+	if r.pass(time.Second); !leaves() {
+		t.Error("they stay for ever")
+	}
+	own := &clustermesh.Drain{Cluster: "c1", Start: d.Start}
+	r.say("c1", clustermesh.ScopeExport, own, own)
+	if r.pass(time.Second); leaves() {
+		t.Error("there is nowhere to go")
+	}
+}

@@ -66,6 +66,7 @@ const (
 	ServiceLocal      ServiceFlags = 1 << iota // traffic policy Local: without a backend here packets are dropped, not refused
 	ServiceKeepSource                          // from outside: never masqueraded
 	ServiceRanges                              // from outside: only sources of its rows in the table of source ranges
+	ServiceDrained                             // clients with session affinity leave groups of weight 0
 )
 
 // Tier is a slice of a row's groups: [First, First+Groups).

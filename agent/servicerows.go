@@ -105,7 +105,7 @@ func (b *rowBuilder) addPort(p *clustermesh.MergedPort) {
 	}
 	if b.merged.ExternalLocal {
 		outside = here
-		if here.row.Flags != 0 {
+		if here.row.Flags&ServiceLocal != 0 {
 			outside.row.Flags |= ServiceKeepSource
 		}
 	}
@@ -199,6 +199,9 @@ func (s *serviceRows) addTier(row *ServiceRow, proto uint8, next int, tier clust
 	for _, g := range tier.Groups {
 		if len(g.Backends) == 0 {
 			continue
+		}
+		if g.Drained && row.Affinity > 0 {
+			row.Flags |= ServiceDrained
 		}
 		if next == MaxGroups || int(row.NumTiers) == MaxTiers {
 			s.note = append(s.note, fmt.Sprintf("cluster %s is left out: a service has at most %d clusters in %d tiers", g.Cluster, MaxGroups, MaxTiers))

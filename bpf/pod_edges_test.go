@@ -408,3 +408,60 @@ func TestPodAffinity(t *testing.T) {
 		}
 	})
 }
+
+// Clients with session affinity leave a drained group for a cluster that is up;
+// where there is none, and where a group only has weight 0, they stay.
+func TestPodAffinityDrained(t *testing.T) {
+	both(t, func(t *testing.T, n *podNode, at func(segment) segment) {
+		front := netip.AddrPortFrom(netip.MustParseAddr(at(segment{src: vip, dst: vip}).src), 701)
+		backend := func(port uint16, node uint16) testBackend {
+			return testBackend{netip.AddrPortFrom(netip.MustParseAddr(at(segment{src: podB, dst: podB}).src), port), node}
+		}
+		n.program(t, front, udp, 701, testTier{groups: []testGroup{{cluster: 1, weight: 1, backends: []testBackend{backend(9001, 1), backend(9002, 2), backend(9003, 3)}},
+			{cluster: 2, weight: 0, backends: []testBackend{backend(9004, 1)}}}})
+		var svc Service
+		if err := n.Services.Lookup(frontendKey(front, udp), &svc); err != nil {
+			t.Fatal(err)
+		}
+		change := func(flags uint8, weights ...uint16) {
+			svc.Affinity, svc.Flags = 3600, flags
+			for i, w := range weights {
+				svc.Groups[i].Weight = w
+			}
+			put(t, n.Services, frontendKey(front, udp), svc)
+		}
+		sport := 5000
+		to := func() int {
+			sport++ // a new flow each
+			v, out := n.run(t, n.code.from, at(segment{src: podA, dst: vip, proto: udp, sport: sport, dport: 701}).bytes())
+			if v != verdictRedirect {
+				t.Fatalf("verdict %d", int32(v))
+			}
+			return readSegment(t, out).dport
+		}
+		change(0, 1, 0)
+		kept := to()
+		stays := func(why string) {
+			t.Helper()
+			for range 32 {
+				if got := to(); got != kept {
+					t.Fatalf("%s: from %d to %d", why, kept, got)
+				}
+			}
+		}
+		stays("at first")
+		change(ServiceDrained, 1, 0)
+		stays("another group is drained")
+		change(0, 0, 1)
+		stays("its weight is 0, nothing is drained")
+		n.clusterDown(t, 2, true)
+		change(ServiceDrained, 0, 1)
+		stays("it is drained, but nothing else is up")
+		n.clusterDown(t, 2, false)
+		if kept = to(); kept != 9004 {
+			t.Fatalf("it is drained: still to %d", kept)
+		}
+		change(0, 1, 1)
+		stays("the drained one is back")
+	})
+}

@@ -55,6 +55,7 @@ const (
 	ServiceLocal      = uint8(rowsTmbServiceFlagsTMB_SVC_LOCAL)
 	ServiceKeepSource = uint8(rowsTmbServiceFlagsTMB_SVC_KEEP_SOURCE)
 	ServiceRanges     = uint8(rowsTmbServiceFlagsTMB_SVC_RANGES)
+	ServiceDrained    = uint8(rowsTmbServiceFlagsTMB_SVC_DRAINED)
 
 	IPTunnelAddress = uint16(rowsTmbIpcacheFlagsTMB_IP_TUNNEL_ADDRESS)
 	IPEncrypted     = uint16(rowsTmbIpcacheFlagsTMB_IP_ENCRYPTED)

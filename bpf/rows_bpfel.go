@@ -356,6 +356,7 @@ const (
 	rowsTmbServiceFlagsTMB_SVC_LOCAL       rowsTmbServiceFlags = 1
 	rowsTmbServiceFlagsTMB_SVC_KEEP_SOURCE rowsTmbServiceFlags = 2
 	rowsTmbServiceFlagsTMB_SVC_RANGES      rowsTmbServiceFlags = 4
+	rowsTmbServiceFlagsTMB_SVC_DRAINED     rowsTmbServiceFlags = 8
 )
 
 type rowsTmbServiceKey struct {

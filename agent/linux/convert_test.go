@@ -96,6 +96,7 @@ func TestSizes(t *testing.T) {
 		{"service local", uint64(agent.ServiceLocal), uint64(bpf.ServiceLocal)},
 		{"service keeps source", uint64(agent.ServiceKeepSource), uint64(bpf.ServiceKeepSource)},
 		{"service has ranges", uint64(agent.ServiceRanges), uint64(bpf.ServiceRanges)},
+		{"service is drained", uint64(agent.ServiceDrained), uint64(bpf.ServiceDrained)},
 		{"tunnel address", uint64(agent.IPTunnelAddress), uint64(bpf.IPTunnelAddress)},
 		{"encrypted", uint64(agent.IPEncrypted), uint64(bpf.IPEncrypted)},
 		{"here", uint64(agent.IPHere), uint64(bpf.IPHere)},

@@ -274,6 +274,27 @@ __noinline int tmb_choose_for(struct tmb_service_key *key, struct tmb_draw *d)
 	return TMB_NO_BACKEND;
 }
 
+/* Is the group of that cluster drained, and could another take its clients? 0 or 1.
+ * Where none could they stay where they are. */
+__noinline int tmb_leaves(struct tmb_service *svc, __u32 cluster)
+{
+	struct tmb_group *g;
+	int i, other = 0;
+
+	if (!svc)
+		return 0;
+	for (i = 0; i < TMB_MAX_GROUPS; i++) {
+		g = &svc->groups[i];
+		if (!g->weight || !g->count)
+			continue;
+		if (g->cluster == cluster)
+			return 0;
+		if (!other)
+			other = !tmb_cluster_down(g->cluster);
+	}
+	return other;
+}
+
 /* sessionAffinity ClientIP: what this client was given, if that is not too long
  * ago and still stands and is up. True: d has it. */
 __noinline int tmb_affinity_find(struct tmb_service_key *key, struct tmb_addr *client, struct tmb_draw *d)
@@ -307,6 +328,8 @@ __noinline int tmb_affinity_find(struct tmb_service_key *key, struct tmb_addr *c
 		return 0;
 	svc = bpf_map_lookup_elem(&tmb_services_1, key); /* as in tmb_choose_for */
 	if (!svc || svc->id != akey.service)
+		return 0;
+	if (svc->flags & TMB_SVC_DRAINED && tmb_leaves(svc, d->slot.cluster))
 		return 0;
 	row->seen = now;
 	d->found = 1;

@@ -90,6 +90,7 @@ enum tmb_service_flags {
 	TMB_SVC_LOCAL = 1,	 /* traffic policy Local: without a backend here packets are dropped, not refused */
 	TMB_SVC_KEEP_SOURCE = 2, /* from outside: never masqueraded (all backends are on this node) */
 	TMB_SVC_RANGES = 4,	 /* from outside: only sources in tmb_srcrange_1 */
+	TMB_SVC_DRAINED = 8,	 /* clients with session affinity leave groups of weight 0 */
 };
 
 struct tmb_service {
