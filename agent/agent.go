@@ -106,9 +106,7 @@ func New(cfg Config, tables Tables) (*Agent, error) {
 	a.health = newHealthLoop(cfg.Health, cfg.Prober, cfg.Gossip, tables, a.quiet)
 	a.resets = newResetLoop(cfg.Resets, a.quiet)
 	a.gate.agent = a
-	if cfg.Resets != nil {
-		a.health.judged = func(down map[NodeKey]HealthRow) { a.judged.Store(&down); a.wakeUp() }
-	}
+	a.health.judged = func(down map[NodeKey]HealthRow) { a.judged.Store(&down); a.wakeUp() }
 	return a, nil
 }
 

@@ -31,6 +31,7 @@ type ipFacts struct {
 	here    uint16               // this node's number
 	tunnels bool                 // what goes to the node that counts goes through the tunnel
 	local   bool                 // the node that counts is this one
+	across  bool                 // this node is a gateway, and the cluster another
 }
 
 // ipRow says who a prefix belongs to. Pure. A node's addresses are the node's
@@ -45,6 +46,9 @@ func ipRow(f ipFacts) (IPCacheRow, bool) {
 	}
 	if f.local {
 		flags |= IPHere
+	}
+	if f.across {
+		flags |= IPAcross
 	}
 	switch {
 	case f.tunnel != nil && f.local:
@@ -193,6 +197,7 @@ func (s *State) nodeFacts(c *clusterState, p netip.Prefix, f *ipFacts) {
 		}
 	}
 	f.local, f.tunnels = s.place(c, f)
+	f.across = !f.own && s.stand.gateway
 }
 
 // place says where what counts for a prefix is: on this node, or behind the
@@ -226,7 +231,7 @@ func (s *State) tunnelled(c *clusterState, n *clustermesh.Node) bool {
 	if c.peer != nil {
 		return true
 	}
-	in := PlanInput{Own: c.nodes[s.node], OnLink: s.onLink, EncryptAll: s.encryptAll, Chained: s.chained}
+	in := PlanInput{Own: c.nodes[s.node], Topology: c.topology(), OnLink: s.onLink, EncryptAll: s.encryptAll, Chained: s.chained}
 	_, direct := in.neighbour(n)
 	return !direct
 }

@@ -67,6 +67,12 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		a.state.SetPods(*pods)
 		a.state.setHurry(false)
 	}
+	if down := a.judged.Swap(nil); down != nil {
+		a.state.SetDown(*down)
+		if a.cfg.Resets != nil {
+			a.downs.set(*down, time.Now())
+		}
+	}
 	if a.state.peersDirty {
 		a.state.peersDirty = false
 		a.syncFollowers(ctx)
@@ -114,9 +120,6 @@ func (a *Agent) tellOthers(now time.Time) (next time.Time) {
 		a.cfg.HealthPorts.Set(changes)
 	}
 	a.resets.add(a.state.takeGone())
-	if down := a.judged.Swap(nil); down != nil {
-		a.downs.set(*down, now)
-	}
 	nodes, next := a.downs.due(now)
 	if len(nodes) > 0 {
 		a.resets.add(a.state.backendsOn(func(k NodeKey) bool { return nodes[k] }))

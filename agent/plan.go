@@ -17,6 +17,8 @@ const tunnelOverhead = 80
 // PlanInput is everything Plan looks at.
 type PlanInput struct {
 	Own         *clustermesh.Node // this node; nil = not registered yet: routes have no source
+	OwnID       clustermesh.ID
+	Topology    clustermesh.Topology // of the own cluster
 	OwnNodes    []*clustermesh.Node
 	OwnPrefixes []netip.Prefix // pod prefixes of the own cluster; no other cluster's node has a part of them
 	OnLink      []netip.Prefix // this node's underlay interfaces
@@ -26,6 +28,9 @@ type PlanInput struct {
 	// Chained: another CNI carries what goes between pods of the own cluster. Of its
 	// nodes the tunnel addresses alone are routed: those are Tombolo's.
 	Chained bool
+	// Down are the gateways that are judged down, of any cluster; other nodes in it
+	// change nothing.
+	Down map[NodeKey]bool
 }
 
 // PlanCluster is a remote cluster: what it was admitted for, and its nodes.
@@ -34,6 +39,7 @@ type PlanCluster struct {
 	ID          clustermesh.ID
 	Joined      time.Time // zero = at the beginning
 	PodPrefixes []netip.Prefix
+	Topology    clustermesh.Topology
 	Nodes       []*clustermesh.Node
 }
 
@@ -48,13 +54,15 @@ type PlanCluster struct {
 // A neighbour of the own cluster on the same L2 gets direct routes, unless
 // everything is to be encrypted; every other
 // node a WireGuard peer that may carry exactly its pod prefixes, and tunnel
-// routes. Every prefix behind the tunnel, and every prefix a peer was admitted
+// routes. Where gateways stand in between, they have the prefixes of the nodes
+// behind them as well: see carriers. Every prefix behind the tunnel, and every prefix a peer was admitted
 // for, has a blackhole route as well, so that losing the device loses
 // connectivity and never secrecy. This node's own prefixes have an unreachable
 // route, so that who asks for a pod that is gone is told at once. The exception is a remote prefix that takes in
 // an address which tunnels themselves need: see overUnderlay.
 func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow, problems []clustermesh.Problem) {
-	p := planner{in: in, peers: map[PeerKey]PeerRow{}, routes: map[RouteKey]RouteRow{}, claimed: newClaims(in), keys: map[PeerKey]string{}}
+	p := planner{in: in, ends: map[PeerKey]netip.AddrPort{}, carry: map[PeerKey][]netip.Prefix{}, routes: map[RouteKey]RouteRow{}, claimed: newClaims(in), keys: map[PeerKey]string{}}
+	p.uplink, p.viaUplink = p.ownUplink()
 	p.ownPlaces = placesOf("", in.OwnNodes)
 	p.ownNodes()
 	remote := slices.Clone(in.Remote)
@@ -62,29 +70,41 @@ func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow
 		return cmp.Or(a.Joined.Compare(b.Joined), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Name, b.Name))
 	})
 	for _, c := range remote {
-		p.ends = endpointsOf(c.Name, c.Nodes)
+		p.places = endpointsOf(c.Name, c.Nodes)
 		for _, prefix := range c.PodPrefixes {
 			if refused, _ := p.overUnderlay("cluster "+c.Name, prefix); !refused {
 				p.blackhole(prefix)
 			}
 		}
-		for _, n := range byName(c.Nodes) {
-			p.tunnel(c.Name, n)
-		}
+		p.remoteNodes(c)
 	}
-	return p.peers, p.routes, p.problems
+	return p.rows(), p.routes, p.problems
 }
 
 type planner struct {
 	in      PlanInput
-	peers   map[PeerKey]PeerRow
+	ends    map[PeerKey]netip.AddrPort // of the peers
+	carry   map[PeerKey][]netip.Prefix // what they may carry
 	routes  map[RouteKey]RouteRow
 	claimed *claims
 	keys    map[PeerKey]string // whose they are
-	// ownPlaces are what the own cluster's nodes are reached at, ends where the
+	// ownPlaces are what the own cluster's nodes are reached at, places where the
 	// tunnels of the remote cluster in turn end: no pod of a remote one is there.
-	ownPlaces, ends places
-	problems        []clustermesh.Problem
+	ownPlaces, places places
+	// uplink is the gateway by which this node reaches other clusters, if that is
+	// how it does; nil = there is none.
+	uplink    *clustermesh.Node
+	viaUplink bool
+	problems  []clustermesh.Problem
+}
+
+// rows are the peers.
+func (p *planner) rows() map[PeerKey]PeerRow {
+	peers := make(map[PeerKey]PeerRow, len(p.ends))
+	for key, end := range p.ends {
+		peers[key] = PeerRow{Endpoint: end, Allowed: formatAllowed(p.carry[key])}
+	}
+	return peers
 }
 
 func byName(nodes []*clustermesh.Node) []*clustermesh.Node {
@@ -112,7 +132,11 @@ func (p *planner) ownNodes() {
 		}
 		hops, ok := p.in.neighbour(n)
 		if !ok {
-			p.tunnel("", n)
+			if prefixes, ok := p.accept("", n); ok {
+				p.peer("", n)
+				p.give(n, prefixes)
+				p.lead(slices.DeleteFunc(prefixes, func(prefix netip.Prefix) bool { return !p.in.routes("", n, prefix) }))
+			}
 			continue
 		}
 		p.direct(n, hops)
@@ -134,7 +158,7 @@ func (p *planner) direct(n *clustermesh.Node, via map[netip.Prefix]netip.Addr) {
 // neighbour says whether a node of the own cluster is reached by direct routes,
 // all its prefixes, and by which next hops.
 func (in *PlanInput) neighbour(n *clustermesh.Node) (map[netip.Prefix]netip.Addr, bool) {
-	if in.Own == nil || in.EncryptAll {
+	if in.Own == nil || in.EncryptAll || in.Topology == clustermesh.TopologyGateway && (in.Own.Gateway || n.Gateway) {
 		return nil, false
 	}
 	via := map[netip.Prefix]netip.Addr{}
@@ -176,10 +200,10 @@ func (in *PlanInput) onLink(n *clustermesh.Node, v4 bool) (netip.Addr, bool) {
 	return slices.MinFunc(found, netip.Addr.Compare), true
 }
 
-// tunnel gives a node a WireGuard peer and tunnel routes.
-func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
-	var allowed []netip.Prefix
-	for _, prefix := range p.in.routed(cluster, n) {
+// accept says which of a node's prefixes are its own, and whether there may be a
+// path to it. They have blackholes from now on.
+func (p *planner) accept(cluster string, n *clustermesh.Node) (own []netip.Prefix, ok bool) {
+	for _, prefix := range p.in.carried(cluster, n) {
 		prefix = prefix.Masked()
 		if cluster != "" {
 			if refused, ours := p.overUnderlay("node "+nodeLabel(cluster, n), prefix); refused {
@@ -192,21 +216,33 @@ func (p *planner) tunnel(cluster string, n *clustermesh.Node) {
 		if !p.claim(cluster, n, prefix) {
 			continue
 		}
-		p.blackhole(prefix)
-		allowed = append(allowed, prefix)
+		if p.in.routes(cluster, n, prefix) {
+			p.blackhole(prefix)
+		}
+		own = append(own, prefix)
 	}
 	key := PeerKey(n.WireGuardKey)
-	if key == (PeerKey{}) || !p.mayHavePeer(cluster, n, allowed) {
-		return
+	if key == (PeerKey{}) || !p.mayHavePeer(cluster, n, own) {
+		return nil, false
 	}
 	p.keys[key] = nodeLabel(cluster, n)
-	endpoint, err := netip.ParseAddrPort(n.WireGuardEndpoint)
-	if err != nil && n.WireGuardEndpoint != "" {
-		p.problem(fmt.Sprintf("node %s: WireGuard endpoint %q is not an address and port", nodeLabel(cluster, n), n.WireGuardEndpoint),
-			err.Error(), "the node must register an IP address, not a name")
-	}
-	p.peers[key] = PeerRow{Endpoint: endpoint, Allowed: formatAllowed(allowed)}
-	for _, prefix := range allowed {
+	return own, true
+}
+
+// peer makes a node a WireGuard peer, which carries nothing yet.
+func (p *planner) peer(cluster string, n *clustermesh.Node) {
+	p.ends[PeerKey(n.WireGuardKey)] = p.endpoint(cluster, n)
+}
+
+// give has a peer carry prefixes.
+func (p *planner) give(via *clustermesh.Node, prefixes []netip.Prefix) {
+	key := PeerKey(via.WireGuardKey)
+	p.carry[key] = append(p.carry[key], prefixes...)
+}
+
+// lead has what goes to prefixes take the tunnel.
+func (p *planner) lead(prefixes []netip.Prefix) {
+	for _, prefix := range prefixes {
 		p.routes[RouteKey{MakePrefix(prefix), RouteTunnel}] = RouteRow{Source: p.source(prefix), MTU: p.mtu()}
 	}
 }

@@ -72,7 +72,7 @@ func (p *planner) overUnderlay(of string, prefix netip.Prefix) (refused, ours bo
 	at, ours := p.ownPlaces.in(prefix)
 	if !ours {
 		var theirs bool
-		if at, theirs = p.ends.in(prefix); !theirs {
+		if at, theirs = p.places.in(prefix); !theirs {
 			return false, false
 		}
 	}

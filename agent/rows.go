@@ -129,6 +129,7 @@ const (
 	IPTunnelAddress IPFlags = 1 << iota // a tunnel address of this node: peers may reach it
 	IPEncrypted                         // travels through the tunnel, never in clear
 	IPHere                              // a pod prefix of this node
+	IPAcross                            // of another cluster; said at gateways alone
 )
 
 // IPCacheRow says who an address belongs to.

@@ -88,6 +88,7 @@ const (
 	EncryptAll ConfigFlags = 1 << iota // between nodes of the own cluster, too
 	Masquerade                         // pods reach the world by the node's address
 	Chained                            // another CNI is in charge of the node's stack
+	Gateway                            // other nodes reach other clusters by this one
 )
 
 // ConfigRow is what programs know of the node they run on. Addresses that it has

@@ -58,6 +58,10 @@ type State struct {
 	first []clustermesh.ServiceName            // of these, before the others
 	hurry bool
 
+	down  map[NodeKey]HealthRow // nodes judged down
+	heard bool                  // health has said so at least once
+	stand stand
+
 	planDirty    bool
 	healthDirty  bool // the nodes to probe changed
 	peersDirty   bool // the set of clusters changed
@@ -246,7 +250,7 @@ func (s *State) Compute(budget int) (more bool) {
 	s.first = s.first[:0]
 	s.setHurry(false)
 	s.applyPolicy()
-	if s.planDirty {
+	if s.planDirty && s.mayPlan() {
 		s.planDirty, s.healthDirty = false, true
 		s.plan()
 		s.wantConfig()
@@ -264,7 +268,9 @@ func (s *State) Compute(budget int) (more bool) {
 
 // plan computes peers and routes anew and notes the differences.
 func (s *State) plan() {
-	in := PlanInput{OnLink: s.onLink, UnderlayMTU: s.mtu, EncryptAll: s.encryptAll, Chained: s.chained}
+	s.stand.down = s.downGateways()
+	in := PlanInput{OwnID: s.ownID, Topology: s.stand.topology, Down: s.stand.down,
+		OnLink: s.onLink, UnderlayMTU: s.mtu, EncryptAll: s.encryptAll, Chained: s.chained}
 	for _, c := range s.clusters {
 		nodes := slices.Collect(maps.Values(c.nodes))
 		if c.peer == nil {
@@ -274,7 +280,7 @@ func (s *State) plan() {
 			}
 			continue
 		}
-		in.Remote = append(in.Remote, PlanCluster{Name: c.name, ID: c.id, Joined: c.peer.Joined, PodPrefixes: c.peer.PodPrefixes, Nodes: nodes})
+		in.Remote = append(in.Remote, PlanCluster{Name: c.name, ID: c.id, Joined: c.peer.Joined, PodPrefixes: c.peer.PodPrefixes, Topology: c.topology(), Nodes: nodes})
 	}
 	peers, routes, problems := Plan(in)
 	s.planProblems = problems

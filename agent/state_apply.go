@@ -38,6 +38,9 @@ func (s *State) Apply(u clustermesh.Update, live bool) []clustermesh.Refusal {
 		s.setBlank(c)
 		s.touchAll()
 	}
+	if c.peer == nil {
+		s.takeStand()
+	}
 	if c.peer == nil && peers {
 		s.takePeers(c)
 	}
@@ -85,7 +88,7 @@ func (s *State) nowLive(c *clusterState, scope clustermesh.Scope) {
 func (s *State) take(c *clusterState, ch clustermesh.Change) {
 	switch ch.Key.Kind {
 	case clustermesh.KindCluster:
-		s.planDirty = s.planDirty || c.peer == nil // its pod prefixes are nobody else's
+		s.planDirty = true // its pod prefixes are nobody else's, and its topology
 	case clustermesh.KindNode:
 		s.takeNode(c, ch.Key.Name)
 	case clustermesh.KindAddress:

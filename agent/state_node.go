@@ -33,7 +33,11 @@ func (s *State) wantConfig() {
 	if own.export() == nil {
 		return
 	}
-	s.t.config.Set(ConfigKey{}, nodeConfig(s.config, own.nodes[s.node]))
+	row := nodeConfig(s.config, own.nodes[s.node])
+	if s.stand.gateway {
+		row.Flags |= Gateway
+	}
+	s.t.config.Set(ConfigKey{}, row)
 }
 
 // nodeConfig adds what is known of the node: its lowest addresses of each family.

@@ -119,7 +119,22 @@ func statesUnderTest() []state {
 		said(self, peer, says(aws, local, importing(aws.Service("d", 3), "s")), says(gcp, export, gcp.Node(1))),
 		said(self, peer, says(aws, local, importing(aws.Service("d", 3), "t")),
 			says(gcp, export, gcp.Node(1), exported(gcp.Service("s", 1)), gcp.Slice("s", [2]int{1, 11}), exported(gcp.Service("t", 1)), gcp.Slice("t", [2]int{1, 12}))),
+		// Gateways: another node is one, this one is, the other cluster has one.
+		said(self, peer, gateways(aws), says(aws, export, gateway(aws.Node(2)), aws.Node(3), aws.Address(2, 10, 5)), says(gcp, export, gcp.Node(1), gcp.Address(1, 10, 5))),
+		said(peer, gateways(aws), says(aws, export, gateway(aws.Node(1)), aws.Node(2), aws.Address(2, 10, 5)), says(gcp, export, gcp.Node(1), gcp.Address(1, 10, 5))),
+		said(self, peer, gateways(gcp), says(gcp, export, gateway(gcp.Node(1)), gcp.Node(2), gcp.Address(2, 10, 5))),
+		said(self, peer, gateways(gcp), says(gcp, export, gcp.Node(2), gcp.Address(2, 10, 5))), // and none in it
 	}
+}
+
+// gateways is a cluster with gateways, gateway a node that is one.
+func gateways(f agenttest.Facts) func(state) {
+	return says(f, export, with(f.Cluster(uint64(f.ID)), func(c *clustermesh.Cluster) { c.Topology = clustermesh.TopologyGateway }))
+}
+
+func gateway(n *clustermesh.Node) *clustermesh.Node {
+	n.Gateway = true
+	return n
 }
 
 // exported is a service with a ServiceExport, and not global.

@@ -56,6 +56,18 @@ type ClusterStatus struct {
 	Records      int               `json:"records"`
 	Lists        int               `json:"lists"`             // complete lists read since the agent started, over all scopes; it grows when a watch could not be resumed
 	Refused      map[string]uint64 `json:"refused,omitempty"` // records not believed, by reason
+	Topology     string            `json:"topology"`          // mesh, gateway
+	Gateways     []GatewayStatus   `json:"gateways,omitempty"`
+	// Gateway is, of the own cluster, the gateway by which this node reaches other
+	// clusters; absent: it is behind none.
+	Gateway string `json:"gateway,omitempty"`
+}
+
+// GatewayStatus is a gateway of a cluster, as this agent sees it.
+type GatewayStatus struct {
+	Name  string `json:"name"`
+	Down  bool   `json:"down"`
+	Nodes int    `json:"nodes"` // behind it
 }
 
 // TableStatus is where one table stands.
@@ -221,6 +233,7 @@ func (a *Agent) clusterStatus(c *clusterState, report healthReport) ClusterStatu
 		}
 	}
 	slices.Sort(s.NodesDown)
+	a.state.gatewayStatus(c, &s)
 	s.Path = pathStatus(paths, s.Down, len(s.NodesDown))
 	if r := a.refused[c.name]; r != nil && len(r.counts) > 0 {
 		s.Refused = map[string]uint64{}

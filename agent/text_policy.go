@@ -213,8 +213,8 @@ words:
 
 var (
 	subjectFlags = []string{"isolated-in", "isolated-out", "classes-in", "classes-out", "closed"}
-	configFlags  = []string{"encrypt-all", "masquerade", "chained"}
-	ipFlags      = []string{"tunnel-address", "encrypted", "here"}
+	configFlags  = []string{"encrypt-all", "masquerade", "chained", "gateway"}
+	ipFlags      = []string{"tunnel-address", "encrypted", "here", "across"}
 )
 
 func (f SubjectFlags) String() string { return flagNames(uint32(f), subjectFlags) }

@@ -51,6 +51,7 @@ var reasons = [...]string{
 	rowsTmbReasonTMB_DROP_HOST_SOURCE:      "drop_host_source",
 	rowsTmbReasonTMB_DROP_MULTICAST:        "drop_multicast",
 	rowsTmbReasonTMB_DROP_NO_TUNNEL:        "drop_no_tunnel",
+	rowsTmbReasonTMB_TUNNEL_FORWARDED:      "tunnel_forwarded",
 }
 
 // String is the counter's name: stable, fit for a metric label.

@@ -60,6 +60,7 @@ const (
 	IPTunnelAddress = uint16(rowsTmbIpcacheFlagsTMB_IP_TUNNEL_ADDRESS)
 	IPEncrypted     = uint16(rowsTmbIpcacheFlagsTMB_IP_ENCRYPTED)
 	IPHere          = uint16(rowsTmbIpcacheFlagsTMB_IP_HERE)
+	IPAcross        = uint16(rowsTmbIpcacheFlagsTMB_IP_ACROSS)
 
 	EndpointClosed = uint32(rowsTmbEndpointFlagsTMB_EP_CLOSED)
 
@@ -84,6 +85,7 @@ const (
 	EncryptAll = uint32(rowsTmbConfigFlagsTMB_ENCRYPT_ALL)
 	Masquerade = uint32(rowsTmbConfigFlagsTMB_MASQUERADE)
 	Chained    = uint32(rowsTmbConfigFlagsTMB_CHAINED)
+	Gateway    = uint32(rowsTmbConfigFlagsTMB_GATEWAY)
 
 	EventDrop = uint8(rowsTmbEventKindTMB_EVENT_DROP)
 	EventNew  = uint8(rowsTmbEventKindTMB_EVENT_NEW)

@@ -71,6 +71,7 @@ const (
 	rowsTmbConfigFlagsTMB_ENCRYPT_ALL rowsTmbConfigFlags = 1
 	rowsTmbConfigFlagsTMB_MASQUERADE  rowsTmbConfigFlags = 2
 	rowsTmbConfigFlagsTMB_CHAINED     rowsTmbConfigFlags = 4
+	rowsTmbConfigFlagsTMB_GATEWAY     rowsTmbConfigFlags = 8
 )
 
 type rowsTmbDevice uint32
@@ -213,6 +214,7 @@ const (
 	rowsTmbIpcacheFlagsTMB_IP_TUNNEL_ADDRESS rowsTmbIpcacheFlags = 1
 	rowsTmbIpcacheFlagsTMB_IP_ENCRYPTED      rowsTmbIpcacheFlags = 2
 	rowsTmbIpcacheFlagsTMB_IP_HERE           rowsTmbIpcacheFlags = 4
+	rowsTmbIpcacheFlagsTMB_IP_ACROSS         rowsTmbIpcacheFlags = 8
 )
 
 type rowsTmbMaglev struct {
@@ -314,7 +316,8 @@ const (
 	rowsTmbReasonTMB_DROP_HOST_SOURCE      rowsTmbReason = 39
 	rowsTmbReasonTMB_DROP_MULTICAST        rowsTmbReason = 40
 	rowsTmbReasonTMB_DROP_NO_TUNNEL        rowsTmbReason = 41
-	rowsTmbReasonTMB_REASONS               rowsTmbReason = 42
+	rowsTmbReasonTMB_TUNNEL_FORWARDED      rowsTmbReason = 42
+	rowsTmbReasonTMB_REASONS               rowsTmbReason = 43
 )
 
 type rowsTmbReverse struct {

@@ -173,12 +173,76 @@ func TestTunnelVerdicts(t *testing.T) {
 	}
 }
 
+// A gateway sends on what is between its own cluster and another, and nothing else;
+// a node that is none sends nothing on.
+func TestTunnelForwards(t *testing.T) {
+	o, prog := tunnelOnFrames(t)
+	for a, row := range map[string]IPCache{
+		"10.1.2.7": {Identity: identityOwn, Node: 2, Flags: IPEncrypted}, "10.1.3.7": {Identity: identityOwn, Node: 3, Flags: IPEncrypted},
+		"10.1.2.1": {Identity: 3, Node: 2, Flags: IPEncrypted}, "192.0.2.2": {Identity: 3, Node: 2},
+		"10.2.1.9": {Identity: identityRemote, Node: 1, Flags: IPEncrypted | IPAcross}, "10.2.1.1": {Identity: 3, Node: 1, Flags: IPEncrypted | IPAcross},
+		"10.3.1.9": {Identity: 3<<20 | 8, Node: 1, Flags: IPEncrypted | IPAcross}, "10.2.9.1": {Identity: 1, Node: 1, Flags: IPAcross},
+		"fd00:1:2::7": {Identity: identityOwn, Node: 2, Flags: IPEncrypted}, "fd00:2:1::9": {Identity: identityRemote, Node: 1, Flags: IPEncrypted | IPAcross},
+	} {
+		put(t, o.Maps.IPCache, addr(a), row)
+	}
+	tcp := make([]byte, 20)
+	tcp[12], tcp[13] = 0x50, syn
+	fragment := ip4("10.2.1.9", "10.1.2.7", 17, []byte("the rest of a datagram"))
+	fragment[6], fragment[7] = 0x20, 0x05
+	first := ip4("10.2.1.9", "10.1.2.7", 17, make([]byte, 40))
+	first[6] = 0x20
+	for _, gateway := range []bool{false, true} {
+		config := Config{Cluster: 1, Node: 1}
+		if gateway {
+			config.Flags = Gateway
+		}
+		put(t, o.Maps.Config, uint32(0), config)
+		for _, c := range []struct {
+			name   string
+			packet []byte
+			on     bool
+			reason Reason // if it is not sent on
+		}{
+			{"another cluster to a node", ip4("10.2.1.9", "10.1.2.7", 6, tcp), true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"a node to another cluster", ip4("10.1.2.7", "10.2.1.9", 6, tcp), true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"IPv6", ip6("fd00:2:1::9", "fd00:1:2::7", 6, tcp), true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"IPv6, back", ip6("fd00:1:2::7", "fd00:2:1::9", 6, tcp), true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"a first fragment", first, true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"a later fragment", fragment, true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"between tunnel addresses", ip4("10.2.1.1", "10.1.2.1", 1, make([]byte, 8)), true, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"between two nodes of the cluster", ip4("10.1.2.7", "10.1.3.7", 6, tcp), false, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"between two other clusters", ip4("10.2.1.9", "10.3.1.9", 6, tcp), false, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"to who never sends", ip4("10.1.2.7", "10.2.9.1", 6, tcp), false, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"to nobody", ip4("10.2.1.9", "10.9.9.9", 6, tcp), false, rowsTmbReasonTMB_DROP_NOT_HERE},
+			{"from nobody", ip4("10.9.9.9", "10.2.1.9", 6, tcp), false, rowsTmbReasonTMB_DROP_UNKNOWN_SOURCE},
+			{"from this node's pod", ip4("10.1.1.5", "10.2.1.9", 6, tcp), false, rowsTmbReasonTMB_DROP_LOCAL_SOURCE},
+		} {
+			want, reason := uint32(verdictShot), c.reason
+			if gateway && c.on {
+				want, reason = verdictRedirect, rowsTmbReasonTMB_TUNNEL_FORWARDED
+			}
+			var verdict uint32
+			var out []byte
+			n := o.counted(t, reason, func() {
+				var err error
+				if verdict, out, err = prog.Test(frame(c.packet)); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if verdict != want || n != 1 || !bytes.Equal(out, frame(c.packet)) {
+				t.Errorf("gateway %v, %s: verdict %d, want %d; %s counted %d; % x", gateway, c.name, int32(verdict), int32(want), reason, n, out)
+			}
+		}
+	}
+}
+
 // verdictsCounted is how many packets were given a verdict.
 func verdictsCounted(counters map[string]uint64) (sum uint64) {
 	for name, n := range counters {
 		switch {
 		case strings.HasPrefix(name, "drop_"),
-			name == "tunnel_delivered", name == "tunnel_to_stack",
+			name == "tunnel_delivered", name == "tunnel_to_stack", name == "tunnel_forwarded",
 			name == "pod_delivered", name == "pod_to_stack", name == "pod_from_stack":
 			sum += n
 		}

@@ -50,13 +50,13 @@ func (a *Cluster) equal(b *Cluster) bool {
 	return a.Name == b.Name && a.ID == b.ID && a.Incarnation == b.Incarnation &&
 		bytes.Equal(a.CABundle, b.CABundle) && slices.Equal(a.MeshAddresses, b.MeshAddresses) &&
 		slices.Equal(a.PodPrefixes, b.PodPrefixes) && slices.Equal(a.Capabilities, b.Capabilities) &&
-		a.Version == b.Version
+		a.Version == b.Version && a.Topology == b.Topology
 }
 
 func (a *Node) equal(b *Node) bool {
 	return a.Name == b.Name && a.Number == b.Number && slices.Equal(a.UnderlayAddresses, b.UnderlayAddresses) &&
 		slices.Equal(a.TunnelAddresses, b.TunnelAddresses) && slices.Equal(a.PodPrefixes, b.PodPrefixes) &&
-		a.WireGuardKey == b.WireGuardKey && a.WireGuardEndpoint == b.WireGuardEndpoint &&
+		a.WireGuardKey == b.WireGuardKey && a.WireGuardEndpoint == b.WireGuardEndpoint && a.WireGuardPort == b.WireGuardPort &&
 		a.Gateway == b.Gateway && a.Zone == b.Zone
 }
 

@@ -280,7 +280,7 @@ func (d *decoder) decodeNode(name string, plain []byte) (Record, error) {
 		UnderlayAddresses: c.addrs("underlay addresses", m.UnderlayAddresses),
 		TunnelAddresses:   c.addrs("tunnel addresses", m.TunnelAddresses),
 		PodPrefixes:       c.prefixes("pod prefixes", m.PodPrefixes),
-		WireGuardEndpoint: d.in.unique(m.WireguardEndpoint), Gateway: m.Gateway, Zone: d.in.string(m.Zone),
+		WireGuardEndpoint: d.in.unique(m.WireguardEndpoint), WireGuardPort: c.port("WireGuard port", m.WireguardPort, 0), Gateway: m.Gateway, Zone: d.in.string(m.Zone),
 		Origin: Origin(m.Origin),
 	}
 	switch len(m.WireguardKey) {
@@ -301,10 +301,11 @@ func (d *decoder) decodeCluster(plain []byte) (Record, error) {
 	var c checker
 	c.check(ValidateClusterName(m.Name))
 	c.text("version", m.Version, maxText)
+	c.text("topology", m.Topology, maxText)
 	r := &Cluster{
 		Name: m.Name, ID: c.clusterID(m.Id), Incarnation: m.Incarnation, CABundle: m.CaBundle,
 		MeshAddresses: c.names("mesh addresses", m.MeshAddresses, nil), PodPrefixes: c.prefixes("pod prefixes", m.PodPrefixes),
-		Capabilities: c.names("capabilities", m.Capabilities, nil), Version: m.Version, Origin: Origin(m.Origin),
+		Capabilities: c.names("capabilities", m.Capabilities, nil), Version: m.Version, Topology: Topology(m.Topology), Origin: Origin(m.Origin),
 	}
 	if len(r.CABundle) == 0 {
 		r.CABundle = nil

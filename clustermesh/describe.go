@@ -75,6 +75,7 @@ func (l *line) describeCluster(r *Cluster) {
 	l.list("pods", stringers(r.PodPrefixes))
 	l.list("capabilities", texts(r.Capabilities, escape))
 	l.text("version", r.Version)
+	l.text("topology", string(r.Topology))
 }
 
 func (l *line) describeNode(r *Node) {
@@ -86,6 +87,9 @@ func (l *line) describeNode(r *Node) {
 		l.field("wireguard", base64.StdEncoding.EncodeToString(r.WireGuardKey[:]))
 	}
 	l.text("endpoint", r.WireGuardEndpoint)
+	if r.WireGuardPort != 0 {
+		l.field("port", strconv.Itoa(int(r.WireGuardPort)))
+	}
 	l.flag("gateway", r.Gateway)
 	l.text("zone", r.Zone)
 }

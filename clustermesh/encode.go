@@ -34,7 +34,7 @@ func toMessage(r Record) (message, error) {
 		return &pb.Cluster{
 			Name: r.Name, Id: uint32(r.ID), Incarnation: r.Incarnation, CaBundle: r.CABundle,
 			MeshAddresses: r.MeshAddresses, PodPrefixes: toPrefixes(r.PodPrefixes),
-			Capabilities: r.Capabilities, Version: r.Version, Origin: int64(r.Origin),
+			Capabilities: r.Capabilities, Version: r.Version, Topology: string(r.Topology), Origin: int64(r.Origin),
 		}, nil
 	case *Node:
 		return nodeMessage(r), nil
@@ -68,7 +68,7 @@ func nodeMessage(r *Node) *pb.Node {
 	m := &pb.Node{
 		Number: uint32(r.Number), UnderlayAddresses: toAddresses(r.UnderlayAddresses),
 		TunnelAddresses: toAddresses(r.TunnelAddresses), PodPrefixes: toPrefixes(r.PodPrefixes),
-		WireguardEndpoint: r.WireGuardEndpoint, Gateway: r.Gateway, Zone: r.Zone, Origin: int64(r.Origin),
+		WireguardEndpoint: r.WireGuardEndpoint, WireguardPort: uint32(r.WireGuardPort), Gateway: r.Gateway, Zone: r.Zone, Origin: int64(r.Origin),
 	}
 	if r.WireGuardKey != [32]byte{} {
 		m.WireguardKey = r.WireGuardKey[:]

@@ -63,7 +63,7 @@ var genRecord = rapid.Custom(func(t *rapid.T) Record {
 		return &Cluster{
 			Name: genCluster.Draw(t, "name"), ID: ID(rapid.IntRange(1, int(MaxID)).Draw(t, "id")), Incarnation: rapid.Uint64().Draw(t, "incarnation"),
 			CABundle: genBytes.Draw(t, "ca"), MeshAddresses: some1(genText).Draw(t, "mesh"), PodPrefixes: some1(genPrefix).Draw(t, "pods"),
-			Capabilities: some1(genText).Draw(t, "capabilities"), Version: genText.Draw(t, "version"), Origin: genOrigin.Draw(t, "origin"),
+			Capabilities: some1(genText).Draw(t, "capabilities"), Version: genText.Draw(t, "version"), Topology: Topology(genText.Draw(t, "topology")), Origin: genOrigin.Draw(t, "origin"),
 		}
 	case KindNode:
 		return drawNode(t)
@@ -105,7 +105,7 @@ func drawNode(t *rapid.T) *Node {
 	n := &Node{
 		Name: genPart.Draw(t, "name"), Number: genPort.Draw(t, "number"), UnderlayAddresses: some1(genAddr).Draw(t, "underlay"),
 		TunnelAddresses: some1(genAddr).Draw(t, "tunnel"), PodPrefixes: some1(genPrefix).Draw(t, "pods"),
-		WireGuardEndpoint: genText.Draw(t, "endpoint"), Gateway: rapid.Bool().Draw(t, "gateway"), Zone: genText.Draw(t, "zone"), Origin: genOrigin.Draw(t, "origin"),
+		WireGuardEndpoint: genText.Draw(t, "endpoint"), WireGuardPort: rapid.Uint16().Draw(t, "port"), Gateway: rapid.Bool().Draw(t, "gateway"), Zone: genText.Draw(t, "zone"), Origin: genOrigin.Draw(t, "origin"),
 	}
 	if rapid.Bool().Draw(t, "registered") {
 		copy(n.WireGuardKey[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "key"))

@@ -108,6 +108,16 @@ func goldenRecords() []goldenRecord {
 		}, Origin: 19}},
 		{"drain", &Drain{Cluster: "gcp", Start: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Over: 5 * time.Minute, From: ShareAll, By: "ops@jump", Origin: 20}},
 		{"drain-service", &Drain{Cluster: "gcp", Service: name, Start: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Over: 30 * time.Second, From: 13107, Back: true, Origin: 21}},
+		{"cluster-gateway", &Cluster{
+			Name: "aws", ID: 1, Incarnation: 0x1122334455667788, CABundle: []byte("-----BEGIN CERTIFICATE-----\n"),
+			MeshAddresses: []string{"mesh.aws.example:7443"}, PodPrefixes: []netip.Prefix{v4, v6},
+			Capabilities: []string{"protocol/1"}, Version: "v0.1.0", Topology: TopologyGateway, Origin: 20,
+		}},
+		{"node-nat", &Node{
+			Name: "node-2", Number: 8, UnderlayAddresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
+			TunnelAddresses: []netip.Addr{netip.MustParseAddr("10.1.8.1")}, PodPrefixes: []netip.Prefix{netip.MustParsePrefix("10.1.8.0/24")},
+			WireGuardKey: [32]byte{4, 5, 6, 31: 32}, WireGuardPort: 51820, Gateway: true, Origin: 21,
+		}},
 	}
 }
 

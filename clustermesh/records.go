@@ -4,6 +4,7 @@
 package clustermesh
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"time"
@@ -88,7 +89,35 @@ type Cluster struct {
 	PodPrefixes   []netip.Prefix
 	Capabilities  []string
 	Version       string
+	Topology      Topology
 	Origin        Origin
+}
+
+// Topology says which nodes of a cluster are WireGuard peers of other clusters'.
+// One that is not known is read as TopologyMesh.
+type Topology string
+
+const (
+	TopologyMesh    Topology = ""        // every node, of every node
+	TopologyGateway Topology = "gateway" // its gateways alone, which carry its prefixes
+)
+
+// ParseTopology reads what users write.
+func ParseTopology(text string) (Topology, error) {
+	switch text {
+	case "", "mesh":
+		return TopologyMesh, nil
+	case "gateway":
+		return TopologyGateway, nil
+	}
+	return "", fmt.Errorf("topology %q: allowed are mesh, gateway", text)
+}
+
+func (t Topology) String() string {
+	if t == TopologyMesh {
+		return "mesh"
+	}
+	return string(t)
 }
 
 // Node is one node of a cluster.
@@ -99,8 +128,9 @@ type Node struct {
 	TunnelAddresses   []netip.Addr // one per pod prefix, inside it
 	PodPrefixes       []netip.Prefix
 	WireGuardKey      [32]byte // public; zero = not registered yet
-	WireGuardEndpoint string   // host:port
-	Gateway           bool
+	WireGuardEndpoint string   // host:port; "" = behind NAT
+	WireGuardPort     uint16   // at the underlay addresses; 0 = not said
+	Gateway           bool     // in TopologyGateway it may carry the cluster's prefixes
 	Zone              string
 	Origin            Origin
 }

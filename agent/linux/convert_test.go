@@ -100,6 +100,8 @@ func TestSizes(t *testing.T) {
 		{"tunnel address", uint64(agent.IPTunnelAddress), uint64(bpf.IPTunnelAddress)},
 		{"encrypted", uint64(agent.IPEncrypted), uint64(bpf.IPEncrypted)},
 		{"here", uint64(agent.IPHere), uint64(bpf.IPHere)},
+		{"across", uint64(agent.IPAcross), uint64(bpf.IPAcross)},
+		{"gateway", uint64(agent.Gateway), uint64(bpf.Gateway)},
 		{"isolated in", uint64(agent.IsolatedIn), uint64(bpf.IsolatedIn)},
 		{"isolated out", uint64(agent.IsolatedOut), uint64(bpf.IsolatedOut)},
 		{"classes in", uint64(agent.ClassesIn), uint64(bpf.ClassesIn)},

@@ -66,11 +66,11 @@ func newPeers(wg *wgctrl.Client, device string) *peers {
 
 func (t *peers) Dump() iter.Seq2[agent.PeerKey, agent.PeerRow] {
 	return func(yield func(agent.PeerKey, agent.PeerRow) bool) {
-		var actual map[agent.PeerKey]agent.PeerRow
-		if actual, _, t.err = t.read(); t.err != nil {
+		var now peersNow
+		if now, t.err = t.read(); t.err != nil {
 			return
 		}
-		for k, v := range actual {
+		for k, v := range now.rows {
 			if !yield(k, v) {
 				return
 			}
@@ -80,13 +80,20 @@ func (t *peers) Dump() iter.Seq2[agent.PeerKey, agent.PeerRow] {
 
 func (t *peers) DumpErr() error { return t.err }
 
-// read returns the device's peers and its own public key.
-func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, wgtypes.Key, error) {
+// peersNow is the device at one moment.
+type peersNow struct {
+	own     wgtypes.Key // its public key
+	rows    map[agent.PeerKey]agent.PeerRow
+	talking map[agent.PeerKey]bool // with a fresh handshake
+}
+
+func (t *peers) read() (peersNow, error) {
 	dev, err := t.wg.Device(t.device)
 	if err != nil {
-		return nil, wgtypes.Key{}, absent(t.device, err)
+		return peersNow{}, absent(t.device, err)
 	}
 	rows := make(map[agent.PeerKey]agent.PeerRow, len(dev.Peers))
+	talking := map[agent.PeerKey]bool{}
 	var silent []agent.PeerKey
 	for i := range dev.Peers {
 		p := &dev.Peers[i]
@@ -102,25 +109,35 @@ func (t *peers) read() (map[agent.PeerKey]agent.PeerRow, wgtypes.Key, error) {
 			ap := p.Endpoint.AddrPort()
 			row.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 		}
-		if last, ok := t.put[agent.PeerKey(p.PublicKey)]; ok && row.Endpoint != last.Endpoint && t.now().Sub(p.LastHandshakeTime) < fresh {
+		isFresh := t.now().Sub(p.LastHandshakeTime) < fresh
+		talking[agent.PeerKey(p.PublicKey)] = isFresh
+		// Without an endpoint of ours it has none but what it was heard from.
+		if last, ok := t.put[agent.PeerKey(p.PublicKey)]; ok && (isFresh || !last.Endpoint.IsValid()) {
 			row.Endpoint = last.Endpoint
 		}
 		rows[agent.PeerKey(p.PublicKey)] = row
 	}
 	t.speak(silent)
-	return rows, dev.PublicKey, nil
+	return peersNow{own: dev.PublicKey, rows: rows, talking: talking}, nil
 }
 
-// Put touches only peers whose row differs: configuring a peer interrupts it.
+// Put touches only peers whose row differs, and of these only what differs:
+// configuring a peer interrupts it. One that is heard from where its row does not
+// say has roamed, or is behind NAT, and keeps the endpoint that works.
 func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
-	actual, own, err := t.read()
+	now, err := t.read()
 	if err != nil {
 		return fmt.Errorf("put %d peers: %w", len(rows), err)
 	}
+	given := givenBy(rows)
 	var cfg wgtypes.Config
 	var errs []error
 	for key, row := range rows {
-		if have, ok := actual[key]; ok && have == row {
+		have, ok := now.rows[key]
+		if _, remembered := t.put[key]; !remembered && now.talking[key] {
+			have.Endpoint = row.Endpoint
+		}
+		if ok && have == row {
 			t.put[key] = row
 			continue
 		}
@@ -128,6 +145,9 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 		if err != nil {
 			errs = append(errs, err)
 			continue
+		}
+		if _, held := t.heldRow(key); ok && !held {
+			spare(&p, have, row, given)
 		}
 		cfg.Peers = append(cfg.Peers, p)
 	}
@@ -140,7 +160,7 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 			}
 			defer t.speak(silent)
 		} else {
-			t.yield(own, cfg.Peers, rows, actual)
+			t.yield(now.own, cfg.Peers, rows, now.rows)
 		}
 		if err := t.wg.ConfigureDevice(t.device, cfg); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("put %d peers: %w", len(cfg.Peers), absent(t.device, err)))...)
@@ -153,7 +173,7 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 }
 
 func (t *peers) Delete(keys []agent.PeerKey) error {
-	actual, _, err := t.read()
+	now, err := t.read()
 	if err != nil {
 		return fmt.Errorf("delete %d peers: %w", len(keys), err)
 	}
@@ -161,7 +181,7 @@ func (t *peers) Delete(keys []agent.PeerKey) error {
 	for _, key := range keys {
 		delete(t.put, key)
 		t.forgetHeld(key)
-		if _, ok := actual[key]; ok {
+		if _, ok := now.rows[key]; ok {
 			cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true, UpdateOnly: true})
 		}
 	}
@@ -234,20 +254,27 @@ func peerConfig(key agent.PeerKey, row agent.PeerRow) (wgtypes.PeerConfig, error
 	return p, nil
 }
 
-// allowedText is PeerRow.Allowed of what the kernel holds: canonical texts,
-// sorted as text.
+// allowedText is PeerRow.Allowed of what the kernel holds: in the order of the
+// plan's rows, else what is equal looks different.
 func allowedText(nets []net.IPNet) string {
-	texts := make([]string, 0, len(nets))
+	prefixes := make([]netip.Prefix, 0, len(nets))
 	for _, n := range nets {
-		addr, ok := netip.AddrFromSlice(n.IP)
-		if !ok {
-			continue
+		if p, ok := prefixOf(n); ok {
+			prefixes = append(prefixes, p)
 		}
-		bits, _ := n.Mask.Size()
-		texts = append(texts, netip.PrefixFrom(addr.Unmap(), bits).Masked().String())
 	}
-	slices.Sort(texts)
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	texts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		texts[i] = p.String()
+	}
 	return strings.Join(texts, ",")
+}
+
+func prefixOf(n net.IPNet) (netip.Prefix, bool) {
+	addr, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits).Masked(), ok
 }
 
 // absent gives errors of a missing device one meaning and says what to do. A

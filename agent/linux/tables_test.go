@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -518,6 +519,72 @@ func TestPeersTable(t *testing.T) {
 		table.complete(map[agent.PeerKey]agent.PeerRow{small: row})
 		if have := dump(t, newPeers(d.wg, dev)); len(have[small].Allowed) != 0 {
 			t.Error("a deleted peer came back")
+		}
+	})
+	t.Run("prefixes read in the order of the plan", func(t *testing.T) {
+		table := newPeers(d.wg, dev)
+		row := agent.PeerRow{Allowed: "10.7.2.0/24,10.7.10.0/24,fd00:7::/64"}
+		if err := table.Put(map[agent.PeerKey]agent.PeerRow{keys[2]: row}); err != nil {
+			t.Fatal(err)
+		}
+		if have := dump(t, newPeers(d.wg, dev)); have[keys[2]] != row {
+			t.Errorf("read back %+v", have[keys[2]])
+		}
+	})
+	t.Run("prefixes move and nothing else changes", func(t *testing.T) {
+		table := newPeers(d.wg, dev)
+		end := netip.MustParseAddrPort("192.0.2.9:51820")
+		before := map[agent.PeerKey]agent.PeerRow{keys[3]: {Endpoint: end, Allowed: "10.6.1.0/24,10.6.2.0/24"}, keys[4]: {Allowed: "10.6.3.0/24"}}
+		after := map[agent.PeerKey]agent.PeerRow{keys[3]: {Endpoint: end, Allowed: "10.6.1.0/24"}, keys[4]: {Allowed: "10.6.2.0/24,10.6.3.0/24"}}
+		if err := table.Put(before); err != nil {
+			t.Fatal(err)
+		}
+		// Both were heard from elsewhere since; so is the one that never had an endpoint.
+		roamed := map[agent.PeerKey]string{keys[3]: "198.51.100.1:7", keys[4]: "198.51.100.2:8"}
+		for key, at := range roamed {
+			if err := d.wg.ConfigureDevice(dev, wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(key), UpdateOnly: true,
+				Endpoint: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at))}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		table.now = func() time.Time { return time.Time{}.Add(fresh / 2) } // no handshake took place here
+		for _, rows := range []map[agent.PeerKey]agent.PeerRow{before, after, before} {
+			if err := table.Put(rows); err != nil {
+				t.Fatal(err)
+			}
+			have := dump(t, table)
+			for key, row := range rows {
+				if have[key] != row {
+					t.Errorf("%x reads as %+v, want %+v", key[3], have[key], row)
+				}
+			}
+		}
+		got, err := d.wg.Device(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range got.Peers {
+			if at, ok := roamed[agent.PeerKey(p.PublicKey)]; ok && p.Endpoint.String() != at {
+				t.Errorf("%v was pushed back to %v", p.PublicKey, p.Endpoint)
+			}
+		}
+		// An agent without memory leaves them where they are, too.
+		other := newPeers(d.wg, dev)
+		other.now = table.now
+		if err := other.Put(before); err != nil {
+			t.Fatal(err)
+		}
+		if have := dump(t, other); have[keys[3]] != before[keys[3]] || have[keys[4]] != before[keys[4]] {
+			t.Errorf("after a restart: %+v", have)
+		}
+		// A new endpoint in the record counts.
+		moved := map[agent.PeerKey]agent.PeerRow{keys[3]: {Endpoint: netip.MustParseAddrPort("192.0.2.77:51820"), Allowed: "10.6.1.0/24,10.6.2.0/24"}}
+		if err := other.Put(moved); err != nil {
+			t.Fatal(err)
+		}
+		other.now = time.Now
+		if have := dump(t, other); have[keys[3]] != moved[keys[3]] {
+			t.Errorf("moved: %+v", have[keys[3]])
 		}
 	})
 	t.Run("absent", func(t *testing.T) {

@@ -57,7 +57,8 @@ type Config struct {
 type Self struct {
 	UnderlayAddresses []netip.Addr
 	WireGuardKey      [32]byte // public
-	WireGuardEndpoint string   // host:port
+	WireGuardEndpoint string   // host:port; "" = behind NAT
+	WireGuardPort     uint16   // that it listens at
 }
 
 // Endpoint is what the node says of a pod of its own.

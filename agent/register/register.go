@@ -65,7 +65,7 @@ func (c *Client) request() *pb.RegisterNodeRequest {
 	c.mu.Lock()
 	self, keys := c.self, c.facts.gossipKeyIDs()
 	c.mu.Unlock()
-	req := &pb.RegisterNodeRequest{Node: c.cfg.Node, WireguardKey: self.WireGuardKey[:], WireguardEndpoint: self.WireGuardEndpoint, GossipKeys: keys, Clock: time.Now().UnixNano()}
+	req := &pb.RegisterNodeRequest{Node: c.cfg.Node, WireguardKey: self.WireGuardKey[:], WireguardEndpoint: self.WireGuardEndpoint, WireguardPort: uint32(self.WireGuardPort), GossipKeys: keys, Clock: time.Now().UnixNano()}
 	for _, a := range self.UnderlayAddresses {
 		req.UnderlayAddresses = append(req.UnderlayAddresses, a.AsSlice())
 	}

@@ -53,6 +53,7 @@ enum tmb_reason {
 	TMB_DROP_HOST_SOURCE,	   /* from outside, with an address of this node or its pods as source */
 	TMB_DROP_MULTICAST,	   /* pods do not send to groups */
 	TMB_DROP_NO_TUNNEL,	   /* to a node behind the tunnel, which has no device (yet) */
+	TMB_TUNNEL_FORWARDED,	   /* by a gateway, between a node of its cluster and another cluster */
 	TMB_REASONS
 };
 
@@ -159,6 +160,7 @@ enum tmb_ipcache_flags {
 	TMB_IP_TUNNEL_ADDRESS = 1, /* a tunnel address of this node: peers may reach it */
 	TMB_IP_ENCRYPTED = 2,	   /* another node's: travels through the tunnel, never in clear */
 	TMB_IP_HERE = 4,	   /* a pod prefix of this node */
+	TMB_IP_ACROSS = 8,	   /* of another cluster; said at gateways alone */
 };
 
 struct tmb_ipcache {
@@ -346,6 +348,7 @@ enum tmb_config_flags {
 	TMB_ENCRYPT_ALL = 1, /* between nodes of the own cluster, too */
 	TMB_MASQUERADE = 2,  /* pods reach the world by the node's address */
 	TMB_CHAINED = 4,     /* another CNI is in charge of the node's stack */
+	TMB_GATEWAY = 8,     /* other nodes of the cluster reach other clusters by this one */
 };
 
 /* The node itself: row 0. Addresses that are not there are zero. */

@@ -5,13 +5,15 @@
  *           device: the packet starts with its IP header.
  * Sees:     decrypted packets of peers; WireGuard has checked that the source
  *           lies in the prefixes of the peer that sent it.
- * Reads:    ipcache (addresses, then prefixes), endpoints, policy, epoch.
+ * Reads:    ipcache (addresses, then prefixes), endpoints, policy, epoch, config.
  * Writes:   flows, fragments, counters, events.
  * Returns:  redirect into the pod, past this host's stack, or out by the device a
  *           translated flow came in by; NEXT for the node's own tunnel addresses,
  *           and for addresses of its pod prefixes that nobody has (a route
- *           answers); SHOT, counted by reason, for all else: a peer neither
- *           reaches the node's other addresses nor is routed on.
+ *           answers); at a gateway, redirect back into the tunnel for what is
+ *           between a node of its own cluster and another cluster; SHOT, counted by
+ *           reason, for all else: a peer neither reaches the node's other addresses
+ *           nor is routed on.
  *
  * TTL stays: nothing is routed. */
 #include "kernel.h"
@@ -32,6 +34,24 @@ static __always_inline bool is_ours(const struct tmb_addr *a)
 	struct tmb_ipcache *row = tmb_owner(a);
 
 	return row && row->flags & (TMB_IP_TUNNEL_ADDRESS | TMB_IP_HERE);
+}
+
+/* A gateway sends on what one of its cluster's nodes and another cluster say to one
+ * another, and nothing else: not between nodes that have ways of their own, not
+ * between two other clusters, not to a host. Back into the tunnel, past the host's
+ * stack: what the peer there may have is for WireGuard to say, and there is no
+ * moment in clear. Nothing can go in circles: what came from another cluster goes
+ * to a node, what came from a node to another cluster. Policy is the two ends'. */
+static __always_inline bool sends_on(const struct tmb_ipcache *from, const struct tmb_addr *dst)
+{
+	struct tmb_ipcache *to = tmb_owner(dst);
+	struct tmb_config *config;
+	__u32 zero = 0;
+
+	if (!to || !may_send(to->identity) || !((to->flags ^ from->flags) & TMB_IP_ACROSS))
+		return false;
+	config = bpf_map_lookup_elem(&tmb_config_1, &zero);
+	return config && config->flags & TMB_GATEWAY;
 }
 
 SEC("tc") int tmb_tunnel(struct __sk_buff *skb)
@@ -62,6 +82,9 @@ SEC("tc") int tmb_tunnel(struct __sk_buff *skb)
 	} else if (is_ours(&p.dst)) {
 		/* What this node has itself sent on in its name has a flow. */
 		reason = tmb_track_known(skb, &p);
+	} else if (sends_on(from, &p.dst)) {
+		tmb_count(TMB_TUNNEL_FORWARDED);
+		return bpf_redirect(skb->ifindex, 0);
 	} else {
 		reason = TMB_DROP_NOT_HERE;
 	}

@@ -41,6 +41,9 @@ type Config struct {
 	// by their numbers. Empty = nodes have pod prefixes of their own.
 	TunnelPrefixes []netip.Prefix
 
+	// Topology says which nodes other clusters' nodes have as WireGuard peers.
+	Topology clustermesh.Topology
+
 	// ReviewNode says which node a Kubernetes service-account token was issued to a
 	// pod of; a *Refusal if it is not one that may register nodes. nil = such
 	// tokens are not taken.

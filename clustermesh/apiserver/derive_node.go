@@ -14,6 +14,29 @@ import (
 // LabelGateway on a Node makes it a gateway of the cluster.
 const LabelGateway = "tombolo.io/gateway"
 
+// AnnotationEndpoint on a Node is where other clusters' nodes reach its tunnel,
+// whatever its agent says: address and port, or none where NAT lets nobody in.
+const AnnotationEndpoint = "tombolo.io/wireguard-endpoint"
+
+// endpointNowhere is its value for a node that sends first.
+const endpointNowhere = "none"
+
+// endpointOf is the endpoint of a node's record.
+func endpointOf(node *corev1.Node, registered string) (string, *Problem) {
+	switch said := node.Annotations[AnnotationEndpoint]; said {
+	case "":
+		return registered, nil
+	case endpointNowhere:
+		return "", nil
+	default:
+		if at, err := netip.ParseAddrPort(said); err == nil && at.Port() != 0 && !at.Addr().IsUnspecified() {
+			return at.String(), nil
+		}
+		return registered, &Problem{Object: "Node " + node.Name, What: "annotation " + AnnotationEndpoint + " is refused",
+			Why: fmt.Sprintf("%q is not an IP address and a port", printable(said)), Fix: "write it as 203.0.113.7:51820, or none; until then what its agent says counts"}
+	}
+}
+
 func (d *deriver) setNode(name string, node *corev1.Node, at clustermesh.Origin) {
 	d.nodesMoved = true
 	old := d.nodes[name]
@@ -257,7 +280,8 @@ func (d *deriver) nodeRecord(name string, at clustermesh.Origin) *clustermesh.No
 	}
 	if c := d.nodeClaims[name]; c != nil {
 		r.UnderlayAddresses = c.underlay
-		r.WireGuardKey, r.WireGuardEndpoint = c.key, c.endpoint
+		r.WireGuardKey, r.WireGuardPort = c.key, c.port
+		r.WireGuardEndpoint, _ = endpointOf(n.node, c.endpoint)
 		return r
 	}
 	r.UnderlayAddresses = nodeAddresses(n.node)
@@ -282,6 +306,9 @@ func (d *deriver) deriveNode(name string, y *yield) {
 	}
 	if n.problem != nil {
 		y.problem(*n.problem)
+	}
+	if _, problem := endpointOf(n.node, ""); problem != nil {
+		y.problem(*problem)
 	}
 	r := d.nodeRecord(name, y.at)
 	if r.Number == 0 || len(r.PodPrefixes) == 0 {

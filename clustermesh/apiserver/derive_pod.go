@@ -117,6 +117,7 @@ type nodeClaim struct {
 	underlay []netip.Addr
 	key      [32]byte
 	endpoint string
+	port     uint16
 	origin   clustermesh.Origin
 
 	gossipKeys []uint64 // IDs of those that its agent holds

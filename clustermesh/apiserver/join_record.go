@@ -20,7 +20,7 @@ import (
 func clusterToPB(c *clustermesh.Cluster) *pb.Cluster {
 	return &pb.Cluster{
 		Name: c.Name, Id: uint32(c.ID), Incarnation: c.Incarnation, CaBundle: c.CABundle, MeshAddresses: c.MeshAddresses,
-		PodPrefixes: prefixesToPB(c.PodPrefixes), Capabilities: c.Capabilities, Version: c.Version, Origin: int64(c.Origin),
+		PodPrefixes: prefixesToPB(c.PodPrefixes), Capabilities: c.Capabilities, Version: c.Version, Topology: string(c.Topology), Origin: int64(c.Origin),
 	}
 }
 
@@ -34,7 +34,7 @@ func peerToPB(p *clustermesh.Peer) *pb.Peer {
 func nodeToPB(n *clustermesh.Node) *pb.Node {
 	out := &pb.Node{
 		Number: uint32(n.Number), PodPrefixes: prefixesToPB(n.PodPrefixes), WireguardKey: n.WireGuardKey[:],
-		WireguardEndpoint: n.WireGuardEndpoint, Gateway: n.Gateway, Zone: n.Zone, Origin: int64(n.Origin),
+		WireguardEndpoint: n.WireGuardEndpoint, WireguardPort: uint32(n.WireGuardPort), Gateway: n.Gateway, Zone: n.Zone, Origin: int64(n.Origin),
 	}
 	for _, a := range n.UnderlayAddresses {
 		out.UnderlayAddresses = append(out.UnderlayAddresses, a.Unmap().AsSlice())
@@ -84,7 +84,7 @@ func clusterFromPB(m *pb.Cluster) (*clustermesh.Cluster, error) {
 	if err := checkMeshAddresses(m.MeshAddresses); err != nil {
 		return nil, malformed("%v", err)
 	}
-	if len(m.Version) > 100 || len(m.Capabilities) > maxCapabilities {
+	if len(m.Version) > 100 || len(m.Topology) > 100 || len(m.Capabilities) > maxCapabilities {
 		return nil, malformed("version of %d bytes, %d capabilities: too much", len(m.Version), len(m.Capabilities))
 	}
 	for _, c := range m.Capabilities {
@@ -98,7 +98,7 @@ func clusterFromPB(m *pb.Cluster) (*clustermesh.Cluster, error) {
 	}
 	return &clustermesh.Cluster{
 		Name: m.Name, ID: clustermesh.ID(m.Id), Incarnation: m.Incarnation, CABundle: m.CaBundle, MeshAddresses: m.MeshAddresses,
-		PodPrefixes: prefixes, Capabilities: m.Capabilities, Version: m.Version, Origin: clustermesh.Origin(m.Origin),
+		PodPrefixes: prefixes, Capabilities: m.Capabilities, Version: m.Version, Topology: clustermesh.Topology(m.Topology), Origin: clustermesh.Origin(m.Origin),
 	}, nil
 }
 

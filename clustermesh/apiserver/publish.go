@@ -386,7 +386,7 @@ func (c *core) collect(ctx context.Context) {
 func (c *core) announce() bool {
 	r := &clustermesh.Cluster{
 		Name: c.cfg.Cluster, ID: c.cfg.ID, MeshAddresses: c.cfg.Advertise,
-		PodPrefixes: c.d.podPrefixes(), Capabilities: capabilities, Version: c.cfg.Version,
+		PodPrefixes: c.d.podPrefixes(), Capabilities: capabilities, Version: c.cfg.Version, Topology: c.cfg.Topology,
 	}
 	old := c.own.Load()
 	c.own.Store(r)

@@ -13,7 +13,8 @@ type NodeRegistration struct {
 	Node              string
 	UnderlayAddresses []netip.Addr
 	WireGuardKey      [32]byte // public half
-	WireGuardEndpoint string   // host:port
+	WireGuardEndpoint string   // host:port; "" = behind NAT
+	WireGuardPort     uint16   // 0 = not said
 	GossipKeys        []uint64 // IDs of those that its agent holds, the one it encrypts by first
 }
 

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"google.golang.org/grpc/codes"
@@ -132,7 +133,7 @@ func (p *Port) authorizeAccount(ctx context.Context, req *pb.RegisterNodeRequest
 }
 
 func nodeRegistration(req *pb.RegisterNodeRequest) (NodeRegistration, error) {
-	r := NodeRegistration{Node: req.Node, WireGuardEndpoint: req.WireguardEndpoint, GossipKeys: req.GossipKeys}
+	r := NodeRegistration{Node: req.Node, WireGuardEndpoint: req.WireguardEndpoint, WireGuardPort: uint16(req.WireguardPort), GossipKeys: req.GossipKeys}
 	bad := func(why string, args ...any) error {
 		return Refuse(codes.InvalidArgument, registerRefused, "correct the agent's settings", why, args...)
 	}
@@ -153,6 +154,9 @@ func nodeRegistration(req *pb.RegisterNodeRequest) (NodeRegistration, error) {
 		if ap, err := netip.ParseAddrPort(req.WireguardEndpoint); err != nil || ap.Port() == 0 {
 			return r, bad("WireGuard endpoint %s is not address:port", quoted(req.WireguardEndpoint))
 		}
+	}
+	if req.WireguardPort > math.MaxUint16 {
+		return r, bad("WireGuard port %d is none", req.WireguardPort)
 	}
 	var err error
 	if r.UnderlayAddresses, err = addresses(req.UnderlayAddresses); err != nil {

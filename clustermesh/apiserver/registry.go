@@ -51,7 +51,7 @@ func (g *registry) RegisterNode(ctx context.Context, r NodeRegistration) (*clust
 	if _, err := g.core.nodeNumbers.ensure(ctx, []string{r.Node}); err != nil {
 		return nil, fmt.Errorf("number of node %s: %w", r.Node, err)
 	}
-	claim := &nodeClaim{underlay: r.UnderlayAddresses, key: r.WireGuardKey, endpoint: r.WireGuardEndpoint, gossipKeys: r.GossipKeys, origin: clustermesh.OriginAt(time.Now())}
+	claim := &nodeClaim{underlay: r.UnderlayAddresses, key: r.WireGuardKey, endpoint: r.WireGuardEndpoint, port: r.WireGuardPort, gossipKeys: r.GossipKeys, origin: clustermesh.OriginAt(time.Now())}
 	if err := g.storeNode(ctx, r.Node, claim); err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func asError(r *Refusal) error {
 
 func (g *registry) storeNode(ctx context.Context, name string, c *nodeClaim) error {
 	key := privateKey(g.cfg.Cluster, "node", name)
-	m := &pb.NodeClaim{WireguardKey: c.key[:], WireguardEndpoint: c.endpoint, GossipKeys: c.gossipKeys, Origin: int64(c.origin)}
+	m := &pb.NodeClaim{WireguardKey: c.key[:], WireguardEndpoint: c.endpoint, WireguardPort: uint32(c.port), GossipKeys: c.gossipKeys, Origin: int64(c.origin)}
 	for _, a := range c.underlay {
 		m.UnderlayAddresses = append(m.UnderlayAddresses, a.Unmap().AsSlice())
 	}

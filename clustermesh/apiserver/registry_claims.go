@@ -171,7 +171,7 @@ func nodeClaimFrom(value []byte) (*nodeClaim, error) {
 	if len(m.WireguardKey) != 32 {
 		return nil, fmt.Errorf("a WireGuard key of %d bytes", len(m.WireguardKey))
 	}
-	return &nodeClaim{underlay: underlay, key: [32]byte(m.WireguardKey), endpoint: m.WireguardEndpoint, gossipKeys: m.GossipKeys, origin: clustermesh.Origin(m.Origin)}, nil
+	return &nodeClaim{underlay: underlay, key: [32]byte(m.WireguardKey), endpoint: m.WireguardEndpoint, port: uint16(m.WireguardPort), gossipKeys: m.GossipKeys, origin: clustermesh.Origin(m.Origin)}, nil
 }
 
 func endpointClaimFrom(value []byte) (*endpointClaim, error) {

@@ -442,6 +442,7 @@ type RegisterNodeRequest struct {
 	Clock               int64                  `protobuf:"varint,8,opt,name=clock,proto3" json:"clock,omitempty"`
 	ServiceAccountToken string                 `protobuf:"bytes,9,opt,name=service_account_token,json=serviceAccountToken,proto3" json:"service_account_token,omitempty"` // first time on Kubernetes, instead of token_id and secret
 	GossipKeys          []uint64               `protobuf:"fixed64,10,rep,packed,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`                    // IDs of the keys that the node's agent gossips by, the one it encrypts by first
+	WireguardPort       uint32                 `protobuf:"varint,11,opt,name=wireguard_port,json=wireguardPort,proto3" json:"wireguard_port,omitempty"`                   // that it listens at, whatever its endpoint says
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -544,6 +545,13 @@ func (x *RegisterNodeRequest) GetGossipKeys() []uint64 {
 		return x.GossipKeys
 	}
 	return nil
+}
+
+func (x *RegisterNodeRequest) GetWireguardPort() uint32 {
+	if x != nil {
+		return x.WireguardPort
+	}
+	return 0
 }
 
 type RegisterNodeResponse struct {
@@ -787,7 +795,7 @@ const file_mesh_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"=\n" +
 	"\rRenewResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x16\n" +
-	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xdc\x02\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\x83\x03\n" +
 	"\x13RegisterNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
 	"\btoken_id\x18\x02 \x01(\tR\atokenId\x12\x16\n" +
@@ -800,7 +808,8 @@ const file_mesh_proto_rawDesc = "" +
 	"\x15service_account_token\x18\t \x01(\tR\x13serviceAccountToken\x12\x1f\n" +
 	"\vgossip_keys\x18\n" +
 	" \x03(\x06R\n" +
-	"gossipKeys\"\xd0\x01\n" +
+	"gossipKeys\x12%\n" +
+	"\x0ewireguard_port\x18\v \x01(\rR\rwireguardPort\"\xd0\x01\n" +
 	"\x14RegisterNodeResponse\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x13.tombolo.v1.ClusterR\acluster\x12$\n" +
 	"\x04node\x18\x02 \x01(\v2\x10.tombolo.v1.NodeR\x04node\x12\x14\n" +

@@ -31,6 +31,7 @@ type NodeClaim struct {
 	WireguardEndpoint string                 `protobuf:"bytes,3,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"`
 	Origin            int64                  `protobuf:"varint,4,opt,name=origin,proto3" json:"origin,omitempty"`
 	GossipKeys        []uint64               `protobuf:"fixed64,5,rep,packed,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // IDs of those that its agent holds, the one it encrypts by first
+	WireguardPort     uint32                 `protobuf:"varint,6,opt,name=wireguard_port,json=wireguardPort,proto3" json:"wireguard_port,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -98,6 +99,13 @@ func (x *NodeClaim) GetGossipKeys() []uint64 {
 		return x.GossipKeys
 	}
 	return nil
+}
+
+func (x *NodeClaim) GetWireguardPort() uint32 {
+	if x != nil {
+		return x.WireguardPort
+	}
+	return 0
 }
 
 // private/<cluster>/gossip/keys: what the cluster's agents encrypt their gossip by.
@@ -341,14 +349,15 @@ var File_private_proto protoreflect.FileDescriptor
 const file_private_proto_rawDesc = "" +
 	"\n" +
 	"\rprivate.proto\x12\n" +
-	"tombolo.v1\"\xc7\x01\n" +
+	"tombolo.v1\"\xee\x01\n" +
 	"\tNodeClaim\x12-\n" +
 	"\x12underlay_addresses\x18\x01 \x03(\fR\x11underlayAddresses\x12#\n" +
 	"\rwireguard_key\x18\x02 \x01(\fR\fwireguardKey\x12-\n" +
 	"\x12wireguard_endpoint\x18\x03 \x01(\tR\x11wireguardEndpoint\x12\x16\n" +
 	"\x06origin\x18\x04 \x01(\x03R\x06origin\x12\x1f\n" +
 	"\vgossip_keys\x18\x05 \x03(\x06R\n" +
-	"gossipKeys\"M\n" +
+	"gossipKeys\x12%\n" +
+	"\x0ewireguard_port\x18\x06 \x01(\rR\rwireguardPort\"M\n" +
 	"\n" +
 	"GossipKeys\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.tombolo.v1.GossipKeyR\x04keys\x12\x14\n" +

@@ -50,6 +50,11 @@ func (m *NodeClaim) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.WireguardPort != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.WireguardPort))
+		i--
+		dAtA[i] = 0x30
+	}
 	if len(m.GossipKeys) > 0 {
 		for iNdEx := len(m.GossipKeys) - 1; iNdEx >= 0; iNdEx-- {
 			i -= 8
@@ -326,6 +331,9 @@ func (m *NodeClaim) SizeVT() (n int) {
 	}
 	if len(m.GossipKeys) > 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(len(m.GossipKeys)*8)) + len(m.GossipKeys)*8
+	}
+	if m.WireguardPort != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.WireguardPort))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -611,6 +619,25 @@ func (m *NodeClaim) UnmarshalVT(dAtA []byte) error {
 				}
 			} else {
 				return fmt.Errorf("proto: wrong wireType = %d for field GossipKeys", wireType)
+			}
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WireguardPort", wireType)
+			}
+			m.WireguardPort = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.WireguardPort |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
 			}
 		default:
 			iNdEx = preIndex
@@ -1327,6 +1354,25 @@ func (m *NodeClaim) UnmarshalVTUnsafe(dAtA []byte) error {
 				}
 			} else {
 				return fmt.Errorf("proto: wrong wireType = %d for field GossipKeys", wireType)
+			}
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WireguardPort", wireType)
+			}
+			m.WireguardPort = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.WireguardPort |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
 			}
 		default:
 			iNdEx = preIndex

@@ -240,6 +240,7 @@ type Cluster struct {
 	Capabilities  []string               `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	Origin        int64                  `protobuf:"varint,9,opt,name=origin,proto3" json:"origin,omitempty"`
+	Topology      string                 `protobuf:"bytes,10,opt,name=topology,proto3" json:"topology,omitempty"` // "": every node is a peer of every remote node; gateway: its gateways alone are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,6 +338,13 @@ func (x *Cluster) GetOrigin() int64 {
 	return 0
 }
 
+func (x *Cluster) GetTopology() string {
+	if x != nil {
+		return x.Topology
+	}
+	return ""
+}
+
 // export/<cluster>/node/<node>
 type Node struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
@@ -345,10 +353,11 @@ type Node struct {
 	TunnelAddresses   [][]byte               `protobuf:"bytes,3,rep,name=tunnel_addresses,json=tunnelAddresses,proto3" json:"tunnel_addresses,omitempty"` // one per pod prefix, inside it
 	PodPrefixes       []*Prefix              `protobuf:"bytes,4,rep,name=pod_prefixes,json=podPrefixes,proto3" json:"pod_prefixes,omitempty"`
 	WireguardKey      []byte                 `protobuf:"bytes,5,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`                // 32 bytes, public
-	WireguardEndpoint string                 `protobuf:"bytes,6,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"` // host:port
+	WireguardEndpoint string                 `protobuf:"bytes,6,opt,name=wireguard_endpoint,json=wireguardEndpoint,proto3" json:"wireguard_endpoint,omitempty"` // host:port; "": behind NAT, other clusters learn it when it sends
 	Gateway           bool                   `protobuf:"varint,7,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Zone              string                 `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
 	Origin            int64                  `protobuf:"varint,9,opt,name=origin,proto3" json:"origin,omitempty"`
+	WireguardPort     uint32                 `protobuf:"varint,10,opt,name=wireguard_port,json=wireguardPort,proto3" json:"wireguard_port,omitempty"` // at the underlay addresses, where the own cluster reaches it; 0 = not said
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -442,6 +451,13 @@ func (x *Node) GetZone() string {
 func (x *Node) GetOrigin() int64 {
 	if x != nil {
 		return x.Origin
+	}
+	return 0
+}
+
+func (x *Node) GetWireguardPort() uint32 {
+	if x != nil {
+		return x.WireguardPort
 	}
 	return 0
 }
@@ -1848,7 +1864,7 @@ const file_records_proto_rawDesc = "" +
 	"tombolo.v1\"6\n" +
 	"\x06Prefix\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
-	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xa0\x02\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xbc\x02\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12 \n" +
@@ -1858,7 +1874,9 @@ const file_records_proto_rawDesc = "" +
 	"\fpod_prefixes\x18\x06 \x03(\v2\x12.tombolo.v1.PrefixR\vpodPrefixes\x12\"\n" +
 	"\fcapabilities\x18\a \x03(\tR\fcapabilities\x12\x18\n" +
 	"\aversion\x18\b \x01(\tR\aversion\x12\x16\n" +
-	"\x06origin\x18\t \x01(\x03R\x06origin\"\xc9\x02\n" +
+	"\x06origin\x18\t \x01(\x03R\x06origin\x12\x1a\n" +
+	"\btopology\x18\n" +
+	" \x01(\tR\btopology\"\xf0\x02\n" +
 	"\x04Node\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12-\n" +
 	"\x12underlay_addresses\x18\x02 \x03(\fR\x11underlayAddresses\x12)\n" +
@@ -1868,7 +1886,9 @@ const file_records_proto_rawDesc = "" +
 	"\x12wireguard_endpoint\x18\x06 \x01(\tR\x11wireguardEndpoint\x12\x18\n" +
 	"\agateway\x18\a \x01(\bR\agateway\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\x12\x16\n" +
-	"\x06origin\x18\t \x01(\x03R\x06origin\"\x95\x01\n" +
+	"\x06origin\x18\t \x01(\x03R\x06origin\x12%\n" +
+	"\x0ewireguard_port\x18\n" +
+	" \x01(\rR\rwireguardPort\"\x95\x01\n" +
 	"\bExternal\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12-\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x19.tombolo.v1.External.KindR\x04kind\"@\n" +

@@ -159,3 +159,29 @@ func mapSizes(wishes []string) (bpf.Sizes, error) {
 	}
 	return sizes, nil
 }
+
+// nowhere is the endpoint of a node that others cannot reach first.
+const nowhere = "none"
+
+// checkEndpoint refuses what no other node could send to.
+func (o options) checkEndpoint() error {
+	if o.endpoint == "" || o.endpoint == nowhere {
+		return nil
+	}
+	if at, err := netip.ParseAddrPort(o.endpoint); err != nil || at.Port() == 0 || at.Addr().IsUnspecified() {
+		return fmt.Errorf("--wireguard-endpoint %q: want an IP address and a port like 203.0.113.7:51820, or none", o.endpoint)
+	}
+	return nil
+}
+
+// reachedAt is the endpoint that this node registers, first being the underlay
+// address that carries the tunnel.
+func (o options) reachedAt(first netip.Addr) string {
+	switch o.endpoint {
+	case "":
+		return netip.AddrPortFrom(first, uint16(o.port)).String()
+	case nowhere:
+		return ""
+	}
+	return o.endpoint
+}

@@ -94,3 +94,18 @@ func TestMapSizes(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestWireGuardEndpoint(t *testing.T) {
+	first := netip.MustParseAddr("2001:db8::7")
+	for said, want := range map[string]string{"": "[2001:db8::7]:51820", "none": "", "203.0.113.7:40000": "203.0.113.7:40000"} {
+		o := options{endpoint: said, port: 51820}
+		if err := o.checkEndpoint(); err != nil || o.reachedAt(first) != want {
+			t.Errorf("%q: %q, want %q; %v", said, o.reachedAt(first), want, err)
+		}
+	}
+	for _, said := range []string{"None", "gw.example:51820", "203.0.113.7", "203.0.113.7:0", "0.0.0.0:51820"} {
+		if err := (options{endpoint: said}).checkEndpoint(); err == nil || !strings.Contains(err.Error(), "or none") {
+			t.Errorf("%q: %v", said, err)
+		}
+	}
+}

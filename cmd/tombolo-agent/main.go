@@ -36,6 +36,7 @@ type options struct {
 	cgroup, bpffs                     string
 	device                            string
 	port, gossipPort                  int
+	endpoint                          string
 	underlay                          []string
 	metrics, logLevel                 string
 	encrypt, policyClusters           string
@@ -92,6 +93,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if err := o.cni.check(); err != nil {
 				return err
 			}
+			if err := o.checkEndpoint(); err != nil {
+				return err
+			}
 			if o.accountToken != "" && o.meshConfig == "" {
 				return errors.New("--service-account-token needs --mesh-config: the token goes only to a server that its CA bundle verifies")
 			}
@@ -116,6 +120,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringVar(&o.accountToken, "service-account-token", "", "`FILE` with the service-account token of the pod this runs in, instead of a node token; needs --mesh-config")
 	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 `PATH` whose sockets are translated (default: the root of the first cgroup2 mount)")
 	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
+	f.StringVar(&o.endpoint, "wireguard-endpoint", "", "`ADDR:PORT` at which other clusters' nodes reach the tunnel, where NAT is in front of it; none = nowhere: this node sends first, and they answer where that came from (default: the first underlay address and --wireguard-port)")
 	f.IntVar(&o.gossipPort, "gossip-port", 9444, "UDP and TCP `PORT` at the first underlay address by which the agents of this cluster watch one another and agree on which nodes are down; the same on all of them; 0 = each agent judges by its own probes alone")
 	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")
 	f.StringVar(&o.metrics, "metrics", "", "`ADDR` (host:port) that serves Prometheus metrics; empty = on the socket only")

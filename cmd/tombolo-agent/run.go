@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -122,7 +121,7 @@ func (n *node) open() error {
 	}
 	n.client.Update(register.Self{
 		UnderlayAddresses: n.underlay.Addresses, WireGuardKey: n.device.PublicKey(),
-		WireGuardEndpoint: net.JoinHostPort(n.underlay.Addresses[0].String(), strconv.Itoa(n.o.port)),
+		WireGuardEndpoint: n.o.reachedAt(n.underlay.Addresses[0]), WireGuardPort: uint16(n.o.port),
 	})
 	n.objects, err = bpf.Load(bpf.Options{PinDir: n.o.bpffs, CgroupPath: n.o.cgroup, Sizes: n.o.sizes, Log: n.log})
 	if err != nil {

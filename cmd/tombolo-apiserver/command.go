@@ -38,6 +38,7 @@ type options struct {
 	caKey                       string
 	caRoots                     string
 	podPrefixes, tunnelPrefixes []string
+	topology                    string
 	metrics                     string
 	gossipRotation              time.Duration
 	dns                         string
@@ -101,6 +102,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, apiserver.Con
 	f.StringVar(&o.socket, "socket", "/run/tombolo/apiserver.sock", "Unix socket of the admin calls")
 	f.StringSliceVar(&o.podPrefixes, "pod-prefix", nil, "prefix that all pod addresses of the cluster lie in; give it for each family (default: the union of the nodes')")
 	f.StringSliceVar(&o.tunnelPrefixes, "tunnel-prefix", nil, "prefix that nodes have their tunnel addresses of, by their numbers, where another CNI plugin gives pods addresses (agents with --cni-mode=chained): one of each family, used by nobody else; needs --pod-prefix (default: nodes have pod prefixes of their own)")
+	f.StringVar(&o.topology, "topology", "mesh", "mesh (every node is a WireGuard peer of every node of the other clusters) or gateway (the Nodes labelled tombolo.io/gateway: \"true\" alone are; they carry what the others send and get)")
 	f.StringSliceVar(&o.etcd.Endpoints, "etcd-endpoints", nil, "URLs of an external etcd (default: one embedded in this process)")
 	f.StringVar(&o.etcd.CA, "etcd-ca", "", "file with the CA of the external etcd, PEM")
 	f.StringVar(&o.etcd.Cert, "etcd-cert", "", "file with the client certificate for it, PEM")
@@ -127,6 +129,9 @@ func (o *options) config(log *slog.Logger) (apiserver.Config, error) {
 		Cluster: o.cluster, ID: clustermesh.ID(o.id), StateDir: o.stateDir,
 		Listen: o.listen, Advertise: advertise, Socket: o.socket, Metrics: o.metrics,
 		CACert: o.caCert, CAKey: o.caKey, CARoots: o.caRoots, GossipRotation: o.gossipRotation, Version: built(), Log: log,
+	}
+	if cfg.Topology, err = clustermesh.ParseTopology(o.topology); err != nil {
+		return cfg, fmt.Errorf("--topology: %w", err)
 	}
 	switch {
 	case o.kube.on && o.manifests != "":

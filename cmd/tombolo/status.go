@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -224,6 +225,7 @@ func (c *cli) printAgent(s *agent.Status) error {
 	fmt.Fprintf(out, "  %-12s %s every %d ms, %d down; %d sent, %d missed\n", "probes", count(s.Health.Targets, "node"), s.Health.IntervalMS, s.Health.NodesDown, s.Health.Probes, s.Health.Misses)
 	printGossip(out, s.Health)
 	c.printDrains(s.Drains)
+	printGateways(out, s.Clusters)
 	var details []string
 	for name := range s.Details {
 		details = append(details, name)
@@ -246,6 +248,28 @@ func (c *cli) printAgent(s *agent.Status) error {
 	}
 	fmt.Fprintln(out)
 	return table(out, "TABLE ROWS PENDING HELD ERRORS", rows)
+}
+
+// printGateways says which gateways carry what, a line for each cluster that has them.
+func printGateways(out io.Writer, clusters []agent.ClusterStatus) {
+	for _, c := range clusters {
+		if c.Topology != "gateway" {
+			continue
+		}
+		names := []string{}
+		for _, g := range c.Gateways {
+			state := " for " + count(g.Nodes, "node")
+			if g.Down {
+				state = " DOWN"
+			}
+			names = append(names, printable(g.Name)+state)
+		}
+		text := printable(c.Name) + ": " + cmp.Or(strings.Join(names, ", "), "none")
+		if c.Gateway != "" {
+			text += "; this node by " + printable(c.Gateway)
+		}
+		fmt.Fprintf(out, "  %-12s %s\n", "gateways", text)
+	}
 }
 
 // knownText says how far what is known of a cluster can be relied on.

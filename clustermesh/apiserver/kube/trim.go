@@ -33,6 +33,9 @@ func trimNode(o runtime.Object) runtime.Object {
 	}
 	t := &corev1.Node{ObjectMeta: names(n.ObjectMeta), Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs}}
 	t.Labels = n.Labels
+	if at, said := n.Annotations[apiserver.AnnotationEndpoint]; said {
+		t.Annotations = map[string]string{apiserver.AnnotationEndpoint: at}
+	}
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			t.Status.Addresses = append(t.Status.Addresses, a)

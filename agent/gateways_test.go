@@ -1,0 +1,65 @@
+package agent_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/agent/agenttest"
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// A gateway that is judged down hands its nodes to the standby, of the own cluster
+// and of another, and an agent that starts then does not go back to it first.
+func TestGatewayStandby(t *testing.T) {
+	for name, f := range map[string]agenttest.Facts{"the own cluster's": aws, "another cluster's": gcp} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.mesh.Put(t, f.Name, export, gateway(f.Node(2)), gateway(f.Node(3)), f.Node(4),
+					with(f.Cluster(uint64(f.ID)*100), func(c *clustermesh.Cluster) { c.Topology = clustermesh.TopologyGateway }))
+				prober := &reachable{dark: map[netip.Addr]bool{}}
+				w.cfg.Prober = prober
+				w.start()
+				// carries is the node of f that has what goes over gateways.
+				carries := func() (int, string) {
+					synctest.Wait()
+					text := w.kernel(agent.TablePeers)
+					over := gcp.Node(1).PodPrefixes[0].String() // what aws-n1 reaches by its gateway
+					if f.Name == gcp.Name {
+						over = gcp.Node(4).PodPrefixes[0].String()
+					}
+					for line := range strings.Lines(text) {
+						for n := 2; n <= 3; n++ {
+							if strings.Contains(line, over) && strings.Contains(line, f.Node(n).PodPrefixes[0].String()) {
+								return n, text
+							}
+						}
+					}
+					t.Fatalf("nobody carries %s:\n%s", over, text)
+					return 0, ""
+				}
+				first, before := carries()
+				prober.set(true, f.Node(first).TunnelAddresses...)
+				time.Sleep(20 * time.Second)
+				if second, text := carries(); second != 5-first {
+					t.Fatalf("gateway %d is dead, and %d carries\n%s", first, second, text)
+				}
+				w.stop()
+				w.start()
+				if second, text := carries(); second != 5-first {
+					t.Fatalf("after a restart %d carries\n%s", second, text)
+				}
+				prober.set(false, f.Node(first).TunnelAddresses...)
+				time.Sleep(time.Minute)
+				if _, text := carries(); text != before {
+					t.Errorf("all is well, and not as before:\n%swant\n%s", text, before)
+				}
+				w.stop()
+			})
+		})
+	}
+}

@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/tombolo-mesh/tombolo/clustermesh"
+)
+
+// stand is where this node stands among gateways: what the rows were computed for.
+type stand struct {
+	topology clustermesh.Topology // of the own cluster
+	gateway  bool                 // this node is one
+	down     map[NodeKey]bool     // gateways that were judged down
+}
+
+// topology is what the cluster last said.
+func (c *clusterState) topology() clustermesh.Topology {
+	if v := c.export(); v != nil && v.Cluster() != nil {
+		return v.Cluster().Topology
+	}
+	return clustermesh.TopologyMesh
+}
+
+// takeStand has all rows of addresses computed again when this node becomes a
+// gateway, or the own cluster has gateways from now on, or no longer: which
+// packets belong into the tunnel, and which are sent on, hangs on that.
+func (s *State) takeStand() {
+	own := s.clusters[s.own]
+	topology, me := own.topology(), own.nodes[s.node]
+	gateway := topology == clustermesh.TopologyGateway && me != nil && me.Gateway
+	if topology == s.stand.topology && gateway == s.stand.gateway {
+		return
+	}
+	s.stand.topology, s.stand.gateway = topology, gateway
+	s.planDirty = true
+	for _, c := range s.clusters {
+		prefixes := map[netip.Prefix]bool{}
+		for _, n := range c.nodes {
+			for _, p := range c.prefixesOf(n) {
+				prefixes[p] = true
+			}
+		}
+		if c.peer == nil {
+			maps.Copy(prefixes, s.herePrefixes())
+		}
+		s.retakeIPs(c, func(clustermesh.AddressName) bool { return true }, prefixes)
+	}
+}
+
+// SetDown says which nodes are judged down, all of them. Peers and routes change
+// only if that is about a gateway.
+func (s *State) SetDown(down map[NodeKey]HealthRow) {
+	s.down, s.heard = down, true
+	if !maps.Equal(s.downGateways(), s.stand.down) {
+		s.planDirty = true
+	}
+}
+
+// downGateways are the gateways that are judged down.
+func (s *State) downGateways() map[NodeKey]bool {
+	out := map[NodeKey]bool{}
+	if len(s.down) == 0 {
+		return out
+	}
+	for _, c := range s.clusters {
+		if c.topology() != clustermesh.TopologyGateway {
+			continue
+		}
+		for _, n := range c.nodes {
+			k := NodeKey{uint16(c.id), n.Number}
+			if _, down := s.down[k]; down && n.Gateway {
+				out[k] = true
+			}
+		}
+	}
+	return out
+}
+
+// mayPlan reports whether it is known which gateways are down, where there are
+// any: an agent that starts must not go back to one that its former life had left.
+func (s *State) mayPlan() bool {
+	if s.heard {
+		return true
+	}
+	for _, c := range s.clusters {
+		if c.topology() == clustermesh.TopologyGateway {
+			return false
+		}
+	}
+	return true
+}
+
+// gatewayStatus says who carries what of a cluster.
+func (s *State) gatewayStatus(c *clusterState, out *ClusterStatus) {
+	out.Topology = c.topology().String()
+	if c.topology() != clustermesh.TopologyGateway {
+		return
+	}
+	nodes := slices.Collect(maps.Values(c.nodes))
+	way := newCarriers(c.id, nodes, s.stand.down)
+	behind := map[string]int{}
+	for _, n := range nodes {
+		if g := way.of(n); g != nil && g != n {
+			behind[g.Name]++
+			if c.peer == nil && n.Name == s.node {
+				out.Gateway = g.Name
+			}
+		}
+	}
+	for _, g := range gatewaysOf(nodes) {
+		out.Gateways = append(out.Gateways, GatewayStatus{Name: g.Name, Down: s.stand.down[NodeKey{uint16(c.id), g.Number}], Nodes: behind[g.Name]})
+	}
+}
