@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// Resetter ends the connections of this node's processes to backends, so that
-// clients try again and reach another one. See bpf.ResetSockets.
+// Resetter ends the connections of this node's processes to backends, and those
+// that its programs translate packet by packet, so that clients try again and reach
+// another one. See bpf.ResetSockets.
 type Resetter interface {
 	// Reset ends those that came about by a service; the others are nobody's
 	// business. It is called from one goroutine at a time.
@@ -26,6 +27,7 @@ const (
 	maxResets  = 1 << 16 // that wait
 	resetBatch = 1024    // in one call
 	resetRetry = time.Second
+	resetPause = 100 * time.Millisecond // between calls, each of which looks at every socket and flow
 	// resetDown is how long a node is down before the sockets to it are reset:
 	// most that fall silent are back before.
 	resetDown = 5 * time.Second
@@ -87,6 +89,11 @@ func (l *resetLoop) run(ctx context.Context) {
 				return
 			case <-time.After(resetRetry):
 			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(resetPause):
 		}
 	}
 }

@@ -52,6 +52,7 @@ var reasons = [...]string{
 	rowsTmbReasonTMB_DROP_MULTICAST:        "drop_multicast",
 	rowsTmbReasonTMB_DROP_NO_TUNNEL:        "drop_no_tunnel",
 	rowsTmbReasonTMB_TUNNEL_FORWARDED:      "tunnel_forwarded",
+	rowsTmbReasonTMB_DROP_BACKEND_GONE:     "drop_backend_gone",
 }
 
 // String is the counter's name: stable, fit for a metric label.

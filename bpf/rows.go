@@ -81,6 +81,7 @@ const (
 	FlowToDst    = uint32(rowsTmbFlowFlagsTMB_FLOW_TO_DST)
 	FlowOutside  = uint32(rowsTmbFlowFlagsTMB_FLOW_OUTSIDE)
 	FlowHairpin  = uint32(rowsTmbFlowFlagsTMB_FLOW_HAIRPIN)
+	FlowGone     = uint32(rowsTmbFlowFlagsTMB_FLOW_GONE)
 
 	EncryptAll = uint32(rowsTmbConfigFlagsTMB_ENCRYPT_ALL)
 	Masquerade = uint32(rowsTmbConfigFlagsTMB_MASQUERADE)

@@ -162,6 +162,7 @@ const (
 	rowsTmbFlowFlagsTMB_FLOW_OUTSIDE   rowsTmbFlowFlags = 512
 	rowsTmbFlowFlagsTMB_FLOW_HAIRPIN   rowsTmbFlowFlags = 1024
 	rowsTmbFlowFlagsTMB_FLOW_FORBIDDEN rowsTmbFlowFlags = 2048
+	rowsTmbFlowFlagsTMB_FLOW_GONE      rowsTmbFlowFlags = 4096
 )
 
 type rowsTmbFlowKey struct {
@@ -317,7 +318,8 @@ const (
 	rowsTmbReasonTMB_DROP_MULTICAST        rowsTmbReason = 40
 	rowsTmbReasonTMB_DROP_NO_TUNNEL        rowsTmbReason = 41
 	rowsTmbReasonTMB_TUNNEL_FORWARDED      rowsTmbReason = 42
-	rowsTmbReasonTMB_REASONS               rowsTmbReason = 43
+	rowsTmbReasonTMB_DROP_BACKEND_GONE     rowsTmbReason = 43
+	rowsTmbReasonTMB_REASONS               rowsTmbReason = 44
 )
 
 type rowsTmbReverse struct {

@@ -43,6 +43,8 @@ const (
 func (t FlowTimeouts) of(k bpf.FlowKey, f bpf.Flow) time.Duration {
 	answered := f.Flags&bpf.FlowAnswered != 0
 	switch {
+	case f.Flags&bpf.FlowGone != 0 && f.Flags&bpf.FlowReply != 0 && k.Proto != protoTCP:
+		return t.Closed // datagrams that went to another backend
 	case k.Proto != protoTCP && k.Proto != protoSCTP:
 		if answered {
 			return t.Talking
@@ -50,7 +52,7 @@ func (t FlowTimeouts) of(k bpf.FlowKey, f bpf.Flow) time.Duration {
 		return t.Asked
 	case f.Flags&bpf.FlowReset != 0, f.Flags&bpf.FlowFinA != 0 && f.Flags&bpf.FlowFinB != 0:
 		return t.Closed
-	case f.Flags&(bpf.FlowFinA|bpf.FlowFinB) != 0:
+	case f.Flags&(bpf.FlowFinA|bpf.FlowFinB|bpf.FlowGone) != 0:
 		return t.Closing
 	case answered:
 		return t.Open
@@ -183,7 +185,7 @@ func (s *Sweeper) sweep(now uint64) error {
 	}
 	gone := make([]bpf.FlowKey, 0, len(over))
 	for k, f := range over {
-		if other, ok := partner(k, f); ok && !s.over(other, over, now) {
+		if other, ok := partner(k, f); ok && !s.over(other, k, over, now) {
 			continue
 		}
 		gone = append(gone, k)
@@ -207,13 +209,17 @@ func (s *Sweeper) sweep(now uint64) error {
 	return nil
 }
 
-// over tells whether a row is not there, or was found to be over.
-func (s *Sweeper) over(k bpf.FlowKey, over map[bpf.FlowKey]bpf.Flow, now uint64) bool {
+// over tells whether a row is not there, is not that of the same flow as row of, or
+// was found to be over: a flow may have been given another backend since.
+func (s *Sweeper) over(k, of bpf.FlowKey, over map[bpf.FlowKey]bpf.Flow, now uint64) bool {
 	if _, ok := over[k]; ok {
 		return true
 	}
 	var f bpf.Flow
 	if s.flows.Lookup(k, &f) != nil {
+		return true
+	}
+	if back, ok := partner(k, f); !ok || back != of {
 		return true
 	}
 	return s.isOver(k, f, now)
@@ -224,26 +230,34 @@ func (s *Sweeper) isOver(k bpf.FlowKey, f bpf.Flow, now uint64) bool {
 	return now > f.Seen && time.Duration(now-f.Seen) > s.timeouts.of(k, f)
 }
 
-// read counts all rows and returns those that are over. Programs write
-// meanwhile: a row that moves may be seen twice or not at all, this time.
+// read counts all rows and returns those that are over.
 func (s *Sweeper) read(now uint64) (rows int, over map[bpf.FlowKey]bpf.Flow, err error) {
 	over = map[bpf.FlowKey]bpf.Flow{}
+	err = eachFlow(s.flows, func(k bpf.FlowKey, f bpf.Flow) {
+		rows++
+		if s.isOver(k, f, now) {
+			over[k] = f
+		}
+	})
+	return rows, over, err
+}
+
+// eachFlow gives all rows to f. Programs write meanwhile: a row that moves may be
+// seen twice or not at all, this time.
+func eachFlow(m *ebpf.Map, f func(bpf.FlowKey, bpf.Flow)) error {
 	var cursor ebpf.MapBatchCursor
-	size := min(batchRows, int(s.flows.MaxEntries()))
+	size := min(batchRows, int(m.MaxEntries()))
 	keys, flows := make([]bpf.FlowKey, size), make([]bpf.Flow, size)
 	for {
-		n, err := s.flows.BatchLookup(&cursor, keys, flows, nil)
+		n, err := m.BatchLookup(&cursor, keys, flows, nil)
 		for i := range n {
-			rows++
-			if s.isOver(keys[i], flows[i], now) {
-				over[keys[i]] = flows[i]
-			}
+			f(keys[i], flows[i])
 		}
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return rows, over, nil
+			return nil
 		}
 		if err != nil {
-			return rows, over, fmt.Errorf("read flows: %w", err)
+			return fmt.Errorf("read flows: %w", err)
 		}
 	}
 }

@@ -74,7 +74,9 @@ func TestFlowPartner(t *testing.T) {
 	}
 }
 
-func TestSweep(t *testing.T) {
+// newFlowsMap is an empty table of flows.
+func newFlowsMap(t testing.TB) *ebpf.Map {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a BPF map")
 	}
@@ -83,7 +85,12 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+func TestSweep(t *testing.T) {
+	m := newFlowsMap(t)
 	const udp = 17
 	now := uint64(100 * time.Hour)
 	row := func(last byte, proto uint8, flags uint32, idle time.Duration) bpf.FlowKey {
@@ -121,6 +128,13 @@ func TestSweep(t *testing.T) {
 	put(before, bpf.Flow{Flags: bpf.FlowToDst | bpf.FlowService, ToDst: backend, DstPort: 3, Seen: now}, client)
 	put(after, bpf.Flow{Flags: bpf.FlowToSrc | bpf.FlowReply, ToSrc: vip, SrcPort: 2, Seen: now - uint64(time.Hour)}, client)
 	want[before], want[after] = true, true
+	// A backend that it had before has stopped: its row goes.
+	former := flowKey(client, 1, flowAddr("10.0.0.7"), 3, udp)
+	put(former, bpf.Flow{Flags: bpf.FlowToSrc | bpf.FlowReply | bpf.FlowGone, ToSrc: vip, SrcPort: 2, Seen: now - uint64(d.Closed+time.Second)}, client)
+	want[former] = false
+	gone := flowKey(client, 7, vip, 2, protoTCP)
+	put(gone, bpf.Flow{Flags: answered | bpf.FlowGone, Seen: now - uint64(d.Closing-time.Second)}, client)
+	want[gone] = true
 
 	s := &Sweeper{flows: m, timeouts: d}
 	if err := s.sweep(now); err != nil {

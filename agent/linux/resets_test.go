@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tombolo-mesh/tombolo/agent"
+	"github.com/tombolo-mesh/tombolo/bpf"
 )
 
 // A pod's socket to a backend that is gone is ended in the pod's own namespace;
@@ -63,7 +64,7 @@ func TestResets(t *testing.T) {
 	}
 	gone, stays := listen(), listen()
 	a, b := dial(gone), dial(stays)
-	err = NewResets(p).Reset(ctx, []agent.BackendKey{{Addr: agent.MakeAddr(address), Port: uint16(gone), Proto: unix.IPPROTO_TCP}})
+	err = NewResets(p, &bpf.Maps{Flows: newFlowsMap(t)}).Reset(ctx, []agent.BackendKey{{Addr: agent.MakeAddr(address), Port: uint16(gone), Proto: unix.IPPROTO_TCP}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@
 #include "nat.h"
 
 #define TMB_SECOND 1000000000ULL
+#define TMB_LATE (5 * TMB_SECOND)
 
 /* What these functions return: 0, a reason to drop, or one of: */
 #define TMB_FRESH 0x1000  /* no row stands: this packet opens a flow, or does so anew */
@@ -53,7 +54,7 @@ static __always_inline bool tmb_flow_key(struct tmb_flow_key *k, const struct tm
 
 static __always_inline bool tmb_closed(__u32 flags)
 {
-	return flags & TMB_FLOW_RESET || (flags & TMB_FLOW_FIN_A && flags & TMB_FLOW_FIN_B);
+	return flags & (TMB_FLOW_RESET | TMB_FLOW_GONE) || (flags & TMB_FLOW_FIN_A && flags & TMB_FLOW_FIN_B);
 }
 
 static __always_inline bool tmb_is_stream(const struct tmb_packet *p)
@@ -85,8 +86,8 @@ static __always_inline bool tmb_flow_is_plain(const struct tmb_flow *f, const st
 	if (f->epoch != epoch || now - f->seen >= TMB_SECOND || p->tcp & (TMB_SYN | TMB_FIN | TMB_RST))
 		return false;
 	if (!forward)
-		return flags & TMB_FLOW_ANSWERED;
-	if (flags & TMB_FLOW_REPLY)
+		return (flags & (TMB_FLOW_ANSWERED | TMB_FLOW_GONE)) == TMB_FLOW_ANSWERED;
+	if (flags & (TMB_FLOW_REPLY | TMB_FLOW_GONE))
 		return false;
 	return !(flags & TMB_FLOW_SERVICE) || p->proto != IPPROTO_UDP;
 }
@@ -120,6 +121,19 @@ static __always_inline bool tmb_backend_stands(const struct tmb_flow *f, bool up
 	if (!slot || slot->port != f->dst_port || !tmb_same(&slot->addr, &f->to_dst))
 		return false;
 	return !up || (!tmb_cluster_down(slot->cluster) && !tmb_node_down(slot->cluster, slot->node));
+}
+
+/* A flow whose backend is gone, or another by now. The opener is told, and may open
+ * it anew; its reset goes on, so that a backend which lives after all hears of it.
+ * What a backend was asked for before datagrams went to another may still come, for
+ * a while. */
+static __always_inline bool tmb_flow_is_over(const struct tmb_flow *f, const struct tmb_packet *p, bool forward)
+{
+	if (!(f->flags & TMB_FLOW_GONE))
+		return false;
+	if (forward)
+		return !(p->tcp & TMB_RST);
+	return !tmb_is_stream(p) && bpf_ktime_get_coarse_ns() - f->seen >= TMB_LATE;
 }
 
 /* What a packet does to the state of its flow. */
@@ -290,6 +304,11 @@ __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 h
 		return TMB_FRESH;
 	if (forward && flags & TMB_FLOW_REPLY && how & TMB_RAW)
 		return TMB_DROP_NAT_CONFLICT; /* answers to it would be taken for the service's */
+	if (tmb_flow_is_over(f, p, forward)) {
+		if (forward && !tmb_is_stream(p)) /* once */
+			bpf_map_delete_elem(&tmb_flow_1, &key);
+		return TMB_DROP_BACKEND_GONE;
+	}
 	tmb_flow_take(f, p, forward);
 	epoch = tmb_epoch();
 	if (f->epoch != epoch) {
@@ -305,6 +324,8 @@ __noinline int tmb_flow_hit(struct __sk_buff *skb, struct tmb_packet *p, __u32 h
 		flags &= ~TMB_FLOW_FORBIDDEN;
 	}
 	p->rule = f->rule;
+	if (flags & TMB_FLOW_GONE && !tmb_is_stream(p))
+		return 0; /* late: it keeps nothing alive */
 	next = tmb_flow_state(flags, p, forward);
 	now = bpf_ktime_get_coarse_ns();
 	if (next != f->flags || now - f->seen >= TMB_SECOND) {
@@ -351,6 +372,36 @@ __noinline int tmb_free_port(struct tmb_packet *p)
 	return TMB_DROP_NAT_EXHAUSTED;
 }
 
+/* Datagrams that had a backend are about to get another: what the old one was asked
+ * for is still the frontend's answer, but not what it sends for long. */
+__noinline int tmb_flow_move(struct tmb_packet *p)
+{
+	struct tmb_flow_key key TMB_ALIGNED;
+	const struct tmb_addr *src, *dst;
+	__be16 sport, dport;
+	struct tmb_flow *f;
+
+	if (!p || tmb_is_stream(p))
+		return 0;
+	tmb_flow_key(&key, &p->src, &p->dst, p->sport, p->dport, p->proto);
+	f = bpf_map_lookup_elem(&tmb_flow_1, &key);
+	if (!f || f->flags & TMB_FLOW_REPLY || !(f->flags & TMB_FLOW_TO_DST))
+		return 0;
+	src = f->flags & TMB_FLOW_TO_SRC ? &f->to_src : &p->src;
+	sport = f->flags & TMB_FLOW_TO_SRC ? f->src_port : p->sport;
+	dst = &f->to_dst;
+	dport = f->dst_port;
+	if (dport == p->to_dport && sport == p->to_sport && tmb_same(dst, &p->to_dst) && tmb_same(src, &p->to_src))
+		return 0;
+	tmb_flow_key(&key, src, dst, sport, dport, p->proto);
+	f = bpf_map_lookup_elem(&tmb_flow_1, &key);
+	if (!f || !(f->flags & TMB_FLOW_REPLY) || f->src_port != p->dport || !tmb_same(&f->to_src, &p->dst))
+		return 0; /* another's by now */
+	f->seen = bpf_ktime_get_coarse_ns();
+	f->flags |= TMB_FLOW_GONE;
+	return 1;
+}
+
 /* A packet without a row: may its flow be? Then it has one, or two. f says what
  * the caller found out (flags, at, ifindex); the rest of it is zero. 0, or the
  * reason to drop. */
@@ -386,6 +437,7 @@ __noinline int tmb_flow_new(struct __sk_buff *skb, struct tmb_packet *p, struct 
 			f->flags |= TMB_FLOW_TO_SRC;
 		if (!tmb_same(&p->dst, &p->to_dst) || p->dport != p->to_dport)
 			f->flags |= TMB_FLOW_TO_DST;
+		tmb_flow_move(p);
 	}
 	if (p->tcp & TMB_RST)
 		f->flags |= TMB_FLOW_RESET;

@@ -244,8 +244,8 @@ SEC("tc") int tmb_from_world(struct __sk_buff *skb)
 	reason = track_from_world(skb, &p, &w, &answer);
 	if (reason == TMB_NOT_OURS)
 		return TC_ACT_UNSPEC;
-	if (reason == TMB_REFUSE_IT) {
-		tmb_drop(skb, &p, TMB_DROP_NO_BACKEND);
+	if (reason == TMB_REFUSE_IT || reason == TMB_DROP_BACKEND_GONE) {
+		tmb_drop(skb, &p, reason == TMB_REFUSE_IT ? TMB_DROP_NO_BACKEND : TMB_DROP_BACKEND_GONE);
 		return tmb_refuse(skb, &p) ? TC_ACT_SHOT : bpf_redirect(skb->ifindex, 0);
 	}
 	if (reason)

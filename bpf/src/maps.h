@@ -54,6 +54,7 @@ enum tmb_reason {
 	TMB_DROP_MULTICAST,	   /* pods do not send to groups */
 	TMB_DROP_NO_TUNNEL,	   /* to a node behind the tunnel, which has no device (yet) */
 	TMB_TUNNEL_FORWARDED,	   /* by a gateway, between a node of its cluster and another cluster */
+	TMB_DROP_BACKEND_GONE,	   /* of an open connection whose backend is gone: the client is told */
 	TMB_REASONS
 };
 
@@ -276,6 +277,7 @@ enum tmb_flow_flags {
 	TMB_FLOW_OUTSIDE = 512, /* came in by ifindex (or goes out there, masqueraded): answers leave there */
 	TMB_FLOW_HAIRPIN = 1024, /* a pod that reached itself */
 	TMB_FLOW_FORBIDDEN = 2048, /* cut: its packets are dropped until policy allows it again */
+	TMB_FLOW_GONE = 4096,	/* its backend is gone: the opener is told so (the agent marks those, both rows) */
 };
 
 struct tmb_flow {

@@ -12,7 +12,8 @@
  * Returns:  from_pod: redirect into another pod of this node; NEXT where the stack
  *           knows the way; redirect out for flows that came in there; redirect into
  *           the tunnel where another CNI is in charge of the stack; redirect back
- *           for the answer to a service without backends. to_pod: NEXT. SHOT,
+ *           for the answer to a service without backends, and to a connection whose
+ *           backend is gone. to_pod: NEXT. SHOT,
  *           counted by reason, for all else. */
 #include "kernel.h"
 #include "answer.h"
@@ -81,8 +82,8 @@ SEC("tc") int tmb_from_pod(struct __sk_buff *skb)
 	if (tmb_is_multicast(&p.dst))
 		return tmb_drop(skb, &p, TMB_DROP_MULTICAST);
 	reason = tmb_track(skb, &p, TMB_RAW, tmb_service_inside);
-	if (reason == TMB_REFUSE_IT) {
-		tmb_drop(skb, &p, TMB_DROP_NO_BACKEND);
+	if (reason == TMB_REFUSE_IT || reason == TMB_DROP_BACKEND_GONE) {
+		tmb_drop(skb, &p, reason == TMB_REFUSE_IT ? TMB_DROP_NO_BACKEND : TMB_DROP_BACKEND_GONE);
 		return tmb_refuse(skb, &p) ? TC_ACT_SHOT : bpf_redirect_peer(skb->ifindex, 0);
 	}
 	if (reason)

@@ -264,7 +264,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 	}
 	answers := linux.NewHealthPorts(func() []netip.Addr { return nodePortAddresses(n.underlay.Addresses, cfg.NodePortAddresses) },
 		func() bool { a := n.running(); return a != nil && a.Ready() }, n.log)
-	cfg.Resets = linux.NewResets(n.pods)
+	cfg.Resets = linux.NewResets(n.pods, n.objects.Maps)
 	if !cfg.Chained { // else kube-proxy answers there
 		cfg.HealthPorts = answers
 	}
