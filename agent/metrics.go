@@ -40,6 +40,8 @@ var (
 	descNodesDown = desc("cluster_nodes_down", "Nodes of the cluster that do not answer through the tunnel.", "cluster")
 	descRoundTrip = desc("cluster_round_trip_seconds", "Median of the smoothed round trips to the cluster's nodes; absent before the first answer.", "cluster")
 	descLoss      = desc("cluster_probe_loss_ratio", "Share of the last minute's probes to the cluster's nodes without an answer; absent if there were none.", "cluster")
+	descGateway   = desc("gateway_down", "1 if the gateway is judged down. Of clusters with gateways alone.", "cluster", "gateway")
+	descBehind    = desc("gateway_nodes", "Nodes behind the gateway.", "cluster", "gateway")
 	descRefused   = desc("records_refused_total", "Records that were not believed.", "cluster", "reason")
 	descProbes    = desc("health_probes_total", "Probes of nodes.")
 	descMisses    = desc("health_probe_misses_total", "Probes without an answer.")
@@ -78,7 +80,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descReady, descWanted, descSize, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
-		descRoundTrip, descLoss,
+		descRoundTrip, descLoss, descGateway, descBehind,
 		descMembers, descVerdicts, descChosen, descByOthers, descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descDrained, descDrainedAt, descPass, descPods, descEndpoints, descUnmanaged,
 	} {
 		out <- d
@@ -167,6 +169,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descRecords, float64(cl.Records), cl.Name)
 		gauge(descNodes, float64(cl.Nodes), cl.Name)
 		gauge(descDown, oneIf(cl.Down), cl.Name)
+		for _, g := range cl.Gateways {
+			gauge(descGateway, oneIf(g.Down), cl.Name, g.Name)
+			gauge(descBehind, float64(g.Nodes), cl.Name, g.Name)
+		}
 		gauge(descNodesDown, float64(len(cl.NodesDown)), cl.Name)
 		if rtt := cl.Path.RoundTripMS; rtt != nil {
 			gauge(descRoundTrip, *rtt/1000, cl.Name)

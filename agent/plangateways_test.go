@@ -114,6 +114,46 @@ n2 endpoint= allowed=10.1.2.0/24,10.1.3.0/24,10.1.4.0/24
 	}
 }
 
+// Where another CNI carries what goes between pods of the cluster, a gateway takes
+// the pods' packets from its nodes and has no routes to them.
+func TestPlanGatewayChained(t *testing.T) {
+	gw, inner := chainedNodeOf(1, 1, "10.255.0.1", "10.1.7.1"), chainedNodeOf(1, 2, "10.255.0.2", "10.1.200.1", "10.1.3.9")
+	gw.Gateway = true
+	for _, n := range []*clustermesh.Node{gw, inner} {
+		n.UnderlayAddresses = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.0.%d", n.Number))}
+	}
+	in := PlanInput{OwnID: 1, Topology: clustermesh.TopologyGateway, OwnNodes: []*clustermesh.Node{gw, inner}, Chained: true,
+		OwnPrefixes: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.255.0.0/24")},
+		OnLink:      []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")}, Remote: []PlanCluster{planCluster(2, planNode(2, 1, "10.2.1.0/24"))}}
+	for _, c := range []struct {
+		own            *clustermesh.Node
+		allowed, route string
+	}{
+		{gw, "10.1.3.9/32,10.1.200.1/32,10.255.0.2/32 10.2.1.0/24", "10.255.0.2/32"},
+		{inner, "10.2.1.0/24,10.255.0.1/32", "10.255.0.1/32"},
+	} {
+		in.Own = c.own
+		peers, routes, problems := Plan(in)
+		var allowed, led []string
+		for _, row := range peers {
+			allowed = append(allowed, row.Allowed)
+		}
+		slices.Sort(allowed)
+		for k := range routes {
+			if k.Kind == RouteTunnel || k.Kind == RouteDirect {
+				led = append(led, k.Prefix.Netip().String())
+			}
+		}
+		slices.Sort(led)
+		if got := strings.Join(allowed, " "); got != c.allowed || len(problems) > 0 {
+			t.Errorf("%s: peers carry %q, want %q; %v", c.own.Name, got, c.allowed, problems)
+		}
+		if got := strings.Join(led, " "); got != "10.2.1.0/24 "+c.route {
+			t.Errorf("%s: routes to %q", c.own.Name, got)
+		}
+	}
+}
+
 // Without a gateway nothing is sent, and that is said.
 func TestPlanNoGateway(t *testing.T) {
 	clusters := []PlanCluster{gatewayCluster(1, 0, 2), gatewayCluster(2, 1, 1)}
