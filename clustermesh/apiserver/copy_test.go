@@ -253,8 +253,8 @@ func TestRestoreChangesNothingThatIsThere(t *testing.T) {
 		}
 		c.last.Records = append(c.last.Records, copyRecord{Key: kv.Key, Value: kv.Value})
 	}
-	lease := &fence{key: privateKey("aws", "leader", "apiserver"), deadline: time.Now().Add(time.Hour)}
-	at, err := store.Commit(t.Context(), kvstore.Put(lease.key, nil, 0))
+	lease := &fence{key: privateKey("aws", "leader", "apiserver"), term: privateKey("aws", "leader", "apiserver/1"), deadline: time.Now().Add(time.Hour)}
+	at, err := store.Commit(t.Context(), kvstore.Put(lease.key, nil, 0), kvstore.Put(lease.term, nil, 0))
 	if err != nil {
 		t.Fatal(err)
 	}

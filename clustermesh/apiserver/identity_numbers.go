@@ -40,6 +40,8 @@ type numbers struct {
 	byText  map[string]uint32 // in use and freed ones alike
 	next    uint32            // where the search for a number never used goes on
 	version int64             // ModRevision of the version key, 0 = absent
+	store   uint64            // that version is of; 0 = not known
+	lost    time.Time         // since when the store lacks what it had; zero = it does not
 }
 
 // numberEntry is what a number stands for.
@@ -52,7 +54,15 @@ type numberEntry struct {
 // errNumbersUsedUp: all numbers are in use or were freed too short a time ago.
 var errNumbersUsedUp = errors.New("all numbers are in use or were in use until short of the cooldown; remove label sets that differ from pod to pod")
 
-const versionName = "version"
+// errNumbersLost: numbers given out now could be those that others have.
+var errNumbersLost = errors.New("the store lacks numbers that it had: it was emptied, replaced or restored; they are put back first")
+
+const (
+	versionName = "version"
+	// lostMost is how long numbers that the store lacks are waited for: who leads
+	// has put back by then what there is to put back.
+	lostMost = 2 * time.Minute
+)
 
 func newNumbers(cfg numbersConfig) *numbers {
 	return &numbers{cfg: cfg, writing: make(chan struct{}, 1), entries: make(map[uint32]numberEntry), byText: make(map[string]uint32), next: 1}
@@ -139,24 +149,63 @@ func (n *numbers) replace(kvs []kvstore.KV) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.entries, n.byText, n.version, n.next = fresh.entries, fresh.byText, fresh.version, 1
+	n.store, n.lost = 0, time.Time{}
 	return nil
+}
+
+// accept takes the store as it is from now on: what it lacked was put back.
+func (n *numbers) accept() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.version, n.store, n.lost = 0, 0, time.Time{}
+}
+
+// lacks says whether a store whose version key is at that revision has lost what
+// is known here, for no longer than lostMost.
+func (n *numbers) lacks(store uint64, version int64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if version >= n.version && (n.store == 0 || n.store == store) {
+		return false
+	}
+	if n.lost.IsZero() {
+		n.lost = time.Now()
+	}
+	return time.Since(n.lost) < lostMost
 }
 
 // load reads everything from the store. Callers hold writing.
 func (n *numbers) load(ctx context.Context) error {
 	var all []kvstore.KV
-	_, err := n.cfg.Store.List(ctx, n.cfg.Prefix, kvstore.Position{}, func(kvs []kvstore.KV) error {
+	version := int64(0)
+	at, err := n.cfg.Store.List(ctx, n.cfg.Prefix, kvstore.Position{}, func(kvs []kvstore.KV) error {
+		for _, kv := range kvs {
+			if kv.Key == n.cfg.Prefix+versionName {
+				version = kv.ModRevision
+			}
+		}
 		all = append(all, kvs...)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	if n.lacks(at.StoreID, version) {
+		return errNumbersLost
+	}
 	if err := n.replace(all); err != nil {
 		return err
 	}
+	n.inStore(at)
 	n.loaded = true
 	return nil
+}
+
+// inStore notes which store is known.
+func (n *numbers) inStore(at kvstore.Position) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.store = at.StoreID
 }
 
 // ensure gives a number to every text that has none. It returns the texts whose
@@ -286,7 +335,7 @@ func (n *numbers) write(ctx context.Context, changes []numberChange) ([]string, 
 			return done, err
 		}
 		n.mu.Lock()
-		n.version = at.Revision
+		n.version, n.store = at.Revision, at.StoreID
 		for _, number := range slices.Sorted(maps.Keys(values)) {
 			if _, err := n.install(number, values[number], at.Revision); err != nil {
 				n.mu.Unlock()

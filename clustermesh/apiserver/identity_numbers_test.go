@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/tombolo-mesh/tombolo/kvstore"
+	"github.com/tombolo-mesh/tombolo/kvstore/kvtest"
 )
 
 func testNumbers(store kvstore.Store, most uint32) *numbers {
@@ -143,6 +144,40 @@ func TestNumbersProperties(t *testing.T) {
 					t.Fatalf("in use: %v, expected %v", all, inUse)
 				}
 			}
+		}
+	})
+}
+
+// A store that lost its numbers gives out none before they are put back, or could be.
+func TestNumbersOfAStoreThatLostThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fresh := func(id uint64) *kvstore.Memory { return kvstore.NewMemory(kvstore.MemoryOptions{StoreID: id}) }
+		store := kvtest.NewFaulty(fresh(1), 1, kvtest.Faults{})
+		n := newNumbers(numbersConfig{Store: store, Prefix: "n/", Max: 10, Cooldown: time.Hour})
+		ensure := func(text string) error { _, err := n.ensure(t.Context(), []string{text}); return err }
+		if err := errors.Join(ensure("a"), ensure("b")); err != nil {
+			t.Fatal(err)
+		}
+		store.Swap(fresh(2))
+		for range 3 {
+			if err := ensure("c"); !errors.Is(err, errNumbersLost) {
+				t.Fatalf("an emptied store gave a number: %v", err)
+			}
+		}
+		if one, ok := n.lookup("a"); !ok || one != 1 {
+			t.Errorf("a has number %d %v, it had 1", one, ok)
+		}
+		n.accept()
+		if err := ensure("c"); err != nil {
+			t.Errorf("accepted: %v", err)
+		}
+		store.Swap(fresh(3))
+		if err := ensure("d"); !errors.Is(err, errNumbersLost) {
+			t.Fatalf("an emptied store gave a number: %v", err)
+		}
+		time.Sleep(lostMost)
+		if err := ensure("d"); err != nil {
+			t.Errorf("after %v: %v", lostMost, err)
 		}
 	})
 }

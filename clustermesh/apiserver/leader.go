@@ -25,7 +25,10 @@ type leaderConfig struct {
 
 // leader holds the leader key: a key on a lease whose create revision is the
 // fencing token of every commit made under it. A replica that was stopped past
-// its lease finds the key gone or created anew, and its commits fail.
+// its lease finds the key gone or created anew, and its commits fail. In another
+// store, or one that was restored, the key of another's term may have the same
+// revision: so each term has a key of its own beside it, whose name nobody else
+// draws.
 type leader struct {
 	cfg    leaderConfig
 	leads  atomic.Bool
@@ -41,7 +44,8 @@ var errLeaseOver = errors.New("the lease of the leader key may be over")
 // fence are the conditions of every commit of one term.
 type fence struct {
 	key      string
-	rev      int64
+	term     string // the key of this term
+	rev      int64  // that created both
 	mu       sync.Mutex
 	deadline time.Time // the lease lives at least until then, as of the last renewal
 }
@@ -55,7 +59,7 @@ func (f *fence) ops() ([]kvstore.Op, error) {
 	if !time.Now().Before(f.deadline) {
 		return nil, errLeaseOver
 	}
-	return []kvstore.Op{kvstore.IfCreateRevision(f.key, f.rev)}, nil
+	return []kvstore.Op{kvstore.IfCreateRevision(f.key, f.rev), kvstore.IfCreateRevision(f.term, f.rev)}, nil
 }
 
 func (f *fence) renewed(until time.Time) {
@@ -139,12 +143,13 @@ func (l *leader) campaign(ctx context.Context) (kvstore.Lease, *fence, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	at, err := l.cfg.Store.Commit(ctx, kvstore.IfModRevision(l.cfg.Key, 0), kvstore.Put(l.cfg.Key, []byte(l.cfg.Holder), lease.ID()))
+	term := fmt.Sprintf("%s/%016x", l.cfg.Key, newIncarnation())
+	at, err := l.cfg.Store.Commit(ctx, kvstore.IfModRevision(l.cfg.Key, 0), kvstore.Put(l.cfg.Key, []byte(l.cfg.Holder), lease.ID()), kvstore.Put(term, nil, lease.ID()))
 	if err != nil {
 		l.revoke(lease)
 		return nil, nil, err
 	}
-	return lease, &fence{key: l.cfg.Key, rev: at.Revision, deadline: asked.Add(l.cfg.TTL)}, nil
+	return lease, &fence{key: l.cfg.Key, term: term, rev: at.Revision, deadline: asked.Add(l.cfg.TTL)}, nil
 }
 
 // hold renews the lease while term runs, and ends term when it cannot.

@@ -232,3 +232,35 @@ func TestTwoReplicas(t *testing.T) {
 		t.Error("the marker was written again: a new leader is no new incarnation")
 	}
 }
+
+// Two stores count alike: a leader of the one must not be taken for the leader of
+// the other, which came into its place.
+func TestFenceOfAnotherStore(t *testing.T) {
+	var fences []*fence
+	var stores []kvstore.Store
+	for _, holder := range []string{"a", "b"} {
+		store := kvstore.NewMemory(kvstore.MemoryOptions{})
+		defer store.Close()
+		l := newLeader(leaderConfig{Store: store, Key: "leader", Holder: holder, TTL: 10 * time.Second, Log: slog.New(slog.DiscardHandler)})
+		_, f, err := l.campaign(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fences, stores = append(fences, f), append(stores, store)
+	}
+	if fences[0].rev != fences[1].rev {
+		t.Fatalf("revisions %d and %d: this test proves nothing", fences[0].rev, fences[1].rev)
+	}
+	for i, f := range fences {
+		for j, store := range stores {
+			ops, err := f.ops()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = store.Commit(t.Context(), append(ops, kvstore.Put("x", nil, 0))...)
+			if i == j && err != nil || i != j && !errors.Is(err, kvstore.ErrConflict) {
+				t.Errorf("leader of store %d commits to store %d: %v", i, j, err)
+			}
+		}
+	}
+}

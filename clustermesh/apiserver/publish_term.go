@@ -117,6 +117,8 @@ func (t *term) open(ctx context.Context) error {
 	}
 	t.memory.accept(at)
 	t.copy.accept(at)
+	c.identities.accept()
+	c.nodeNumbers.accept()
 	return nil
 }
 

@@ -124,6 +124,9 @@ func (n *node) expected() (string, error) {
 	in.OwnNodes = slices.Collect(own[export].Nodes())
 	for p := range own[local].Peers() {
 		c := n.s.named(p.Name)
+		if n.s.plant == plantUnchecked {
+			p = n.s.unchecked(p)
+		}
 		if views[p.Name], err = c.views(clustermesh.AdmissionOf(p)); err != nil {
 			return "", err
 		}

@@ -10,7 +10,7 @@ import (
 func generate(seed uint64) schedule {
 	g := generator{r: rand.New(rand.NewPCG(seed, 5))}
 	g.s = schedule{Seed: seed, Nodes: 2}
-	rounds, steps := 3, 9
+	rounds, steps := 2, 14
 	switch {
 	case seed%50 == 0: // a mesh of full size, for a short time
 		g.s.Clusters, g.s.Agents, g.s.Replicas = maxClusters, 1, 1
@@ -20,6 +20,10 @@ func generate(seed uint64) schedule {
 		rounds = 2
 	default:
 		g.s.Clusters, g.s.Agents, g.s.Replicas = 2+g.r.IntN(3), 1+g.r.IntN(2), 1+g.r.IntN(2)
+	}
+	for c := 1; c <= min(g.s.Clusters, 6); c++ {
+		g.add("service", c, g.r.IntN(3), g.r.IntN(4), 1+g.r.IntN(3), 0)
+		g.add("backends", c, g.s.Steps[len(g.s.Steps)-1].arg(1), 1+g.r.IntN(63), g.r.IntN(64))
 	}
 	for range rounds {
 		g.round(steps)
@@ -132,7 +136,7 @@ func (g *generator) controlFault() {
 	case 1, 2:
 		g.add("compact", c)
 	case 3, 4:
-		g.add("server", c, v, g.r.IntN(4))
+		g.add("server", c, v, []int{0, 1, 2, 3, 3}[g.r.IntN(5)])
 	case 5, 6:
 		g.add("stopped", c, v, 1000+g.r.IntN(25000))
 	case 7:
@@ -156,7 +160,7 @@ func (g *generator) agentFault() {
 	c, n := g.cluster(), g.agent()
 	switch g.r.IntN(8) {
 	case 0, 1:
-		g.add("agent", c, n, g.r.IntN(4))
+		g.add("agent", c, n, []int{0, 1, 2, 3, 3}[g.r.IntN(5)])
 	case 2, 3:
 		g.add("die", c, n, g.r.IntN(12))
 	case 4:

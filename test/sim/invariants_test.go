@@ -22,6 +22,7 @@ import (
 //	           a dead control plane judges nobody
 //	published  at rest a store says what its cluster's Kubernetes and nodes say
 //	rest       at rest a kernel holds what a dumb recomputation from the stores gives
+//	endless    no two undo each other's work without end
 //	server     no mesh API server ends by itself
 //
 // check is what must hold at every moment of quiet; the rest is looked at with each

@@ -69,7 +69,7 @@ func (n *node) boot() {
 	n.tables.IPPrefixes, n.tables.IPs = faulty(n, n.prefixes), faulty(n, n.ips)
 	n.tables.Slots, n.tables.Services = faulty(n, n.slots), faulty(n, n.services)
 	n.tables.NodeHealth, n.tables.ClusterHealth = faulty(n, n.down), faulty(n, n.shut)
-	n.tables = n.s.plantTables(n.tables)
+	n.tables = n.plantTables(n.tables)
 	n.drifted = false
 	n.watch()
 }
@@ -80,7 +80,7 @@ func (n *node) start() bool {
 	}
 	n.gossip = n.of.hub.join(n)
 	a, err := agent.New(agent.Config{
-		Cluster: n.of.Name, ClusterID: n.of.ID, Node: n.name, Connector: n.s.plantConnector(connector{n.s, n}), SnapshotDir: n.dir,
+		Cluster: n.of.Name, ClusterID: n.of.ID, Node: n.name, Connector: connector{n.s, n}, SnapshotDir: n.dir,
 		Prober: prober{n.s.net, n.site()}, Gossip: n.gossip, Health: agent.HealthConfig{Interval: n.s.probeEvery()},
 	}, n.tables)
 	if err != nil {

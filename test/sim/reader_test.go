@@ -20,7 +20,7 @@ func (k connector) Stores(_ context.Context, cluster string, peer *clustermesh.P
 	c := k.s.named(cluster)
 	var out []kvstore.Store
 	for _, s := range c.servers {
-		out = append(out, &conn{s: k.s, from: k.from, to: s, peer: peer != nil})
+		out = append(out, (&conn{s: k.s, from: k.from, to: s, peer: peer != nil}).planted())
 	}
 	return out, nil, nil
 }
@@ -90,6 +90,9 @@ func (c *conn) Watch(ctx context.Context, prefix string, after kvstore.Position)
 	return func(yield func(kvstore.Batch, error) bool) {
 		inner, cache, end, err := c.open(ctx)
 		if err != nil {
+			if c.s.plant == plantSilence {
+				err = kvstore.ErrCompacted
+			}
 			yield(kvstore.Batch{}, err)
 			return
 		}

@@ -62,6 +62,9 @@ type sim struct {
 	failure *failure
 	dues    []due
 
+	countedAt time.Time // of commits
+	counted   int
+
 	pathsMu sync.Mutex
 	paths   paths
 	rested  time.Duration
@@ -258,8 +261,8 @@ func (s *sim) fail(invariant, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	what := fmt.Sprintf(format, args...)
-	s.log = append(s.log, s.clock()+"VIOLATED "+invariant+": "+what)
 	if s.failure == nil {
+		s.log = append(s.log, s.clock()+"VIOLATED "+invariant+": "+what)
 		s.failure = &failure{invariant: invariant, what: what}
 	}
 }

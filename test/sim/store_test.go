@@ -148,6 +148,9 @@ type ledger struct {
 
 func (l ledger) Commit(ctx context.Context, ops ...kvstore.Op) (kvstore.Position, error) {
 	c := l.door.c
+	if c.s.tired(c.Name) {
+		time.Sleep(time.Second) // or virtual time would stand still for ever
+	}
 	c.commits.Lock()
 	defer c.commits.Unlock()
 	if c.s.plant == plantUnfenced {
@@ -160,6 +163,27 @@ func (l ledger) Commit(ctx context.Context, ops ...kvstore.Op) (kvstore.Position
 		}
 	}
 	return at, err
+}
+
+// mostAtOnce is how many commits one cluster may make at one moment: more is two
+// that undo each other's work without end.
+const mostAtOnce = 5000
+
+// tired counts a commit. It says whether there are too many of them at one moment,
+// which is a failure, or the run has failed already.
+func (s *sim) tired(cluster string) bool {
+	s.mu.Lock()
+	now := time.Now()
+	if !s.countedAt.Equal(now) {
+		s.countedAt, s.counted = now, 0
+	}
+	s.counted++
+	many, failed := s.counted > mostAtOnce, s.failure != nil
+	s.mu.Unlock()
+	if many && !failed {
+		s.fail("endless", "%s: %d commits at one moment", cluster, mostAtOnce)
+	}
+	return many || failed
 }
 
 // publishes says whether a commit writes what only a leader may write.

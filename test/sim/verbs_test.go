@@ -109,8 +109,8 @@ func onWay(make func(*step) rule) func(*sim, step) bool {
 
 func (c *cluster) doNode(st step) bool {
 	n := st.arg(1)
-	if n <= len(c.agents) || n > maxNodes {
-		return false // nodes with an agent stay
+	if n <= c.s.sched.Nodes || n > maxNodes {
+		return false // the first ones stay: agents and backends are there
 	}
 	ch := changes{}
 	if c.hasNode(n) {
@@ -174,8 +174,8 @@ func (c *cluster) doBackends(st step) bool {
 	}
 	svc.pods = nil
 	for i := range 6 {
-		if st.arg(2)>>i&1 != 0 {
-			svc.pods = append(svc.pods, [3]int{1 + i%2, 20 + i, st.arg(3) >> i & 1})
+		if n := 1 + i%2; st.arg(2)>>i&1 != 0 && n <= c.s.sched.Nodes {
+			svc.pods = append(svc.pods, [3]int{n, 20 + i, st.arg(3) >> i & 1})
 		}
 	}
 	c.setService(name, svc, ch)
