@@ -33,11 +33,18 @@ type GossipView struct {
 const (
 	// probersOf is how many agents probe a node at the full rate.
 	probersOf = 5
-	// lostInSum is how many round trips in a row those that miss a node must have
-	// lost together: at a loss of 20 % this happens once in 10^10 times.
-	lostInSum = 15
+	// voteFrom is how many round trips in a row one that misses a node must have lost
+	// for its word to count, and lostInSum how many they must have lost together. Loss
+	// of 20 % in each direction takes p = 36 % of the round trips. All five may be in a
+	// run of losses in 2,400 ways that make 40 together, and they are probed 200,000
+	// times in ten minutes if one or another is suspected all the time: 2,400 p⁴⁰
+	// 200,000 = 10⁻⁹ false verdicts for a node. If what they lose is lost on the node's
+	// own link, all at once, their losses are not each other's proof: so each must have
+	// heard nothing for at least eight probes, 120 ms, and the time of the last.
+	voteFrom  = 8
+	lostInSum = 40
 	// slowProbes is how much more seldom the other agents probe.
-	slowProbes = 10
+	slowProbes = 15
 )
 
 // council decides what the agents of this cluster find together. It is a value:
@@ -49,7 +56,8 @@ type council struct {
 	live    []prober
 	dead    map[NodeKey]bool // the own cluster's nodes whose agents are gone without a word
 	missing map[string]map[NodeKey]uint8
-	accused map[NodeKey]bool // named in missing
+	accused map[NodeKey]bool     // named in missing, by others
+	chosen  map[NodeKey][]prober // found out already
 }
 
 type prober struct {
@@ -60,7 +68,8 @@ type prober struct {
 
 // newCouncil: registered are the own cluster's nodes by name, this one included.
 func newCouncil(self string, registered map[string]NodeKey, v GossipView) *council {
-	c := &council{self: self, nodes: len(registered), missing: v.Missing, dead: map[NodeKey]bool{}, accused: map[NodeKey]bool{}}
+	c := &council{self: self, nodes: len(registered), missing: v.Missing, dead: map[NodeKey]bool{},
+		accused: map[NodeKey]bool{}, chosen: map[NodeKey][]prober{}}
 	for _, name := range v.Alive {
 		if node, is := registered[name]; is {
 			h := fnv.New64a()
@@ -74,12 +83,36 @@ func newCouncil(self string, registered map[string]NodeKey, v GossipView) *counc
 			c.dead[node] = true
 		}
 	}
-	for _, missing := range v.Missing {
+	for name, missing := range v.Missing {
 		for node := range missing {
-			c.accused[node] = true
+			c.accused[node] = c.accused[node] || name != self
 		}
 	}
 	return c
+}
+
+// keepChosen takes over who was chosen for each node, which takes long to find out,
+// if the members are the same. It reports whether they are.
+func (c *council) keepChosen(old *council) bool {
+	if c == nil || old == nil || c.sits() != old.sits() || c.self != old.self || !slices.Equal(c.live, old.live) {
+		return false
+	}
+	c.chosen = old.chosen
+	return true
+}
+
+// lost reports whether a node's own agent is gone without a word.
+func (c *council) lost(node NodeKey) bool { return c != nil && c.dead[node] }
+
+// accuse reports whether another agent misses a node.
+func (c *council) accuse(node NodeKey) bool { return c != nil && c.accused[node] }
+
+// newWord reports whether somebody chosen for it speaks against a node who did not
+// before.
+func (c *council) newWord(node NodeKey, old *council) bool {
+	return slices.ContainsFunc(c.probers(node), func(p prober) bool {
+		return p.name != c.self && c.missing[p.name][node] > 0 && (old == nil || old.missing[p.name][node] == 0)
+	})
 }
 
 // sits reports whether verdicts can be given: an agent that sees fewer than half
@@ -91,6 +124,9 @@ func (c *council) sits() bool { return c != nil && len(c.live) > 1 && 2*len(c.li
 // hashing, so that one that comes or goes moves only its own share, and all who
 // see the same members choose the same. No node probes itself.
 func (c *council) probers(node NodeKey) []prober {
+	if found, is := c.chosen[node]; is {
+		return found
+	}
 	var best [probersOf]struct {
 		weight uint64
 		prober
@@ -115,6 +151,7 @@ func (c *council) probers(node NodeKey) []prober {
 	for i := range out {
 		out[i] = best[i].prober
 	}
+	c.chosen[node] = out
 	return out
 }
 
@@ -143,7 +180,7 @@ func (c *council) down(node NodeKey, own int) (is bool, by []string) {
 		if p.name == c.self {
 			lost = own
 		}
-		if lost >= int(reportLevels[0]) {
+		if lost >= voteFrom {
 			sum += lost
 			by = append(by, p.name)
 		}
@@ -155,10 +192,10 @@ func (c *council) down(node NodeKey, own int) (is bool, by []string) {
 	return true, by
 }
 
-// reportLevels are the numbers of misses in a row that are worth a word: with
-// each, so many probers make the sum. Five, four (or a majority of five needs
-// five), three, two, one.
-var reportLevels = []uint8{3, 4, 5, 8, 15}
+// reportLevels are the numbers of misses in a row that are worth a word. The first
+// has those chosen for the node probe it fast, too; with each of the others so many
+// make the sum: five, four, three, two, one.
+var reportLevels = []uint8{3, 8, 10, 14, 20, 40}
 
 // reportLevel is what is said of so many misses in a row; 0 = nothing.
 func reportLevel(misses int) (level uint8) {

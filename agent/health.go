@@ -2,20 +2,30 @@ package agent
 
 import (
 	"cmp"
-	"container/heap"
 	"net/netip"
-	"slices"
 	"time"
 )
 
 // HealthConfig are the thresholds of the health checks; zero fields mean the
 // defaults in brackets.
+//
+// Down is chosen for the loss of 20 % in each direction under which nothing is to be
+// judged down, which loses p = 1 - 0.8² = 36 % of the round trips. A run of 24 losses
+// begins with a probe at the ordinary rate, 3,000 of them in ten minutes: 3,000 p²⁴ =
+// 7·10⁻⁸ false verdicts for a prober and a node, 3·10⁻⁴ for five probers of each of
+// 1,000 nodes. (With 15 it would be two or three.) That is without the probes that are
+// under way while the others' time runs out, and that were answered meanwhile: where
+// the round trip is short these are six more, a factor of 10³.
+//
+// A dead node is found, at worst, after an interval, the time of its first probe, 23
+// fast ones and the time of the last: 200 + 100 + 345 + 100 ms.
 type HealthConfig struct {
-	Interval  time.Duration // between two probes of one node (300 ms)
-	Timeout   time.Duration // of one probe (the interval)
-	Down      int           // misses in a row that make a node down (3)
+	Interval  time.Duration // between two probes of a node that nothing speaks against (200 ms)
+	Fast      time.Duration // between two probes of one that is suspected (15 ms, at most Interval)
+	Timeout   time.Duration // the least time for an answer; more where the round trip is long (100 ms)
+	Down      int           // losses in a row that make a node down for this agent alone (24)
 	Up        int           // answers in a row that make it up again (3)
-	MaxProbes int           // per second in total; the interval stretches to keep it (500)
+	MaxProbes int           // per second, of each kind: of nodes it is chosen for, of others, fast ones (500)
 	Damp      time.Duration // least time between two returns of one node (10 s)
 }
 
@@ -23,17 +33,22 @@ type HealthConfig struct {
 type Evidence struct {
 	Down   bool // by the thresholds
 	Since  time.Time
-	Misses int // in a row
+	Misses int // in a row: lost since the last answer
 	Good   int // in a row
-	Probes int // so far
-	// RoundTrip is the smoothed round trip of the answers; 0 = none came yet.
-	RoundTrip time.Duration
+	Probes int // whose outcome is known
+	// Silent is when the first of the Misses was sent: the node answered until then.
+	Silent  time.Time
+	Noticed time.Time // when it counted as lost
+	// RoundTrip is the smoothed round trip of the answers, and Deviation how much they
+	// vary; 0 = none came yet.
+	RoundTrip, Deviation time.Duration
 }
 
 func (c HealthConfig) withDefaults() HealthConfig {
-	c.Interval = cmp.Or(c.Interval, 300*time.Millisecond)
-	c.Timeout = cmp.Or(c.Timeout, c.Interval)
-	c.Down = cmp.Or(c.Down, 3)
+	c.Interval = cmp.Or(c.Interval, 200*time.Millisecond)
+	c.Fast = min(cmp.Or(c.Fast, 15*time.Millisecond), c.Interval)
+	c.Timeout = cmp.Or(c.Timeout, 100*time.Millisecond)
+	c.Down = cmp.Or(c.Down, 24)
 	c.Up = cmp.Or(c.Up, 3)
 	c.MaxProbes = cmp.Or(c.MaxProbes, 500)
 	c.Damp = cmp.Or(c.Damp, 10*time.Second)
@@ -55,10 +70,12 @@ type HealthTargets struct {
 // health is the state machine: what was heard of each node, and the verdicts.
 // It does no I/O and reads no clock.
 //
-//	         Down misses in a row
-//	up  ───────────────────────────►  down
-//	    ◄───────────────────────────
-//	         Up answers in a row
+//	     a loss, or another's word       Down losses in a row
+//	up  ──────────────────────────► suspected ───────────────► down
+//	 ▲  ◄──────────────────────────  probed fast                │
+//	 │           an answer                                      │
+//	 └──────────────────────────────────────────────────────────┘
+//	                     Up answers in a row
 //
 // A node that was never probed is up: not to know is not to be down. Where agents
 // gossip, the council has a say, and not every agent probes every node at the
@@ -68,31 +85,34 @@ type health struct {
 	targets HealthTargets
 	nodes   map[NodeKey]*nodeHealth
 	shut    map[ClusterKey]time.Time // clusters down, since when
+	opened  map[ClusterKey]time.Time // those that returned within Damp
 	every   time.Duration            // between two probes of a node that this one is chosen for
 	urgent  time.Duration            // the same if all nodes were: never more often
-	queue   probeQueue               // by when a target is due; an entry counts if its node says the same time
 	council *council
 
-	unsaid bool // what others are to be told changed
+	queue   timeQueue // by when a target is due; an entry counts if its node says the same time
+	flights timeQueue // by when the time of a probe is over; an entry counts if there is such a probe
+	budget  budget    // of fast probes
+	fast    map[ClusterKey]int
+	waiting map[ClusterKey]map[NodeKey]struct{} // suspected, and not probed fast: others have their turn
+
+	unsaid   bool            // what others are to be told changed
+	unjudged bool            // what clusters are judged by changed
+	news     []HealthVerdict // that nobody took yet
+
+	probes, misses uint64 // sent, and lost, in all
 }
 
-// probeQueue is a heap.
-type probeQueue []probeAt
-
-type probeAt struct {
-	at   time.Time
-	node NodeKey
-}
-
-func (q probeQueue) Len() int           { return len(q) }
-func (q probeQueue) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
-func (q probeQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
-func (q *probeQueue) Push(x any)        { *q = append(*q, x.(probeAt)) }
-func (q *probeQueue) Pop() any {
-	old := *q
-	last := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return last
+// HealthVerdict is a change of what this agent holds of a node, and how it came about.
+type HealthVerdict struct {
+	Node    NodeKey
+	Down    bool
+	Silent  time.Time // when the first probe that was not answered was sent; zero = this agent has lost none
+	Noticed time.Time // when it counted as lost
+	Accused time.Time // when another agent's word against it was first heard; zero = there was none
+	Decided time.Time
+	Written time.Time // into the kernel
+	By      []string  // who agreed; none = this agent's own probes
 }
 
 type nodeHealth struct {
@@ -101,18 +121,26 @@ type nodeHealth struct {
 	down     bool // the verdict
 	since    time.Time
 	at       time.Time // when it is due; zero = not in the queue
-	busy     bool      // a probe is under way
+
+	sent     uint32     // number of the last probe
+	flights  []flight   // without an answer, and their time is not over; by number
+	favorite netip.Addr // answered last: as long as it does, no other address of the node is asked
 
 	full     bool      // this agent is chosen to probe it at the full rate
+	suspect  bool      // somebody speaks against it, and it has not answered since
+	fast     bool      // it is probed fast
 	level    uint8     // what others are told of it
 	others   bool      // what the council says: down
 	by       []string  // who made it say so
-	probesAt int       // how many probes there were when it began to
+	accused  time.Time // since when others have spoken against it; zero = they do not
+	probesAt int       // how many probes there were when the council began to say so
 	lastUp   time.Time // the last return
+	swept    time.Time // when it was last probed because its cluster seemed gone
 }
 
 func newHealth(cfg HealthConfig) *health {
-	return &health{cfg: cfg.withDefaults(), nodes: map[NodeKey]*nodeHealth{}, shut: map[ClusterKey]time.Time{}}
+	return &health{cfg: cfg.withDefaults(), nodes: map[NodeKey]*nodeHealth{}, shut: map[ClusterKey]time.Time{},
+		opened: map[ClusterKey]time.Time{}, fast: map[ClusterKey]int{}, waiting: map[ClusterKey]map[NodeKey]struct{}{}}
 }
 
 // restore takes over verdicts found in the kernel: they outlive a restart.
@@ -141,16 +169,18 @@ func (h *health) setTargets(t HealthTargets, now time.Time) {
 			h.schedule(k, n, now.Add(h.phase(k)))
 		}
 	}
-	for k := range h.nodes {
+	for k, n := range h.nodes {
 		if _, still := t.Nodes[k]; still {
 			continue
 		}
+		n.flights = nil
+		h.calm(k, n)
 		known, listed := t.Known[ClusterKey(k.Cluster)]
 		if known || !listed && t.Peers {
 			delete(h.nodes, k)
 		}
 	}
-	h.judge(now)
+	h.unjudged = true
 }
 
 // phase spreads the first probes over an interval, the same way every time.
@@ -163,16 +193,15 @@ func (h *health) phase(k NodeKey) time.Duration {
 // them: less often than configured when there are so many that the total would
 // exceed MaxProbes.
 func (h *health) choose() {
-	mine, all := 0, 0
-	for k, addrs := range h.targets.Nodes {
+	mine, all := 0, len(h.targets.Nodes)
+	for k := range h.targets.Nodes {
 		n := h.nodes[k]
-		n.full = h.council.chose(k)
-		if all += len(addrs); n.full {
-			mine += len(addrs)
+		if n.full = h.council.chose(k); n.full {
+			mine++
 		}
 	}
-	stretched := func(addrs int) time.Duration {
-		return max(h.cfg.Interval, time.Duration(addrs)*time.Second/time.Duration(h.cfg.MaxProbes))
+	stretched := func(nodes int) time.Duration {
+		return max(h.cfg.Interval, time.Duration(nodes)*time.Second/time.Duration(h.cfg.MaxProbes))
 	}
 	h.every, h.urgent = stretched(mine), stretched(all)
 }
@@ -181,49 +210,48 @@ func (h *health) choose() {
 func (h *health) period(k NodeKey, n *nodeHealth) time.Duration {
 	slow := max(slowProbes*h.cfg.Interval, h.urgent)
 	switch {
+	case n.fast:
+		return h.cfg.Fast
 	case n.full:
 		return h.every
 	case n.others && n.evidence.Down:
 		return slow // nobody doubts it
-	case n.evidence.Misses > 0, n.down, h.council.dead[k]:
+	case n.evidence.Misses > 0, n.down, h.council.lost(k):
 		return h.urgent
 	default:
 		return slow
 	}
 }
 
-// schedule has a node probed at a time, and not when it was to be before.
-func (h *health) schedule(k NodeKey, n *nodeHealth, at time.Time) {
-	n.at = at
-	heap.Push(&h.queue, probeAt{at, k})
-}
-
-// hasten has a node probed sooner if its period is shorter than it was when it was
-// scheduled.
-func (h *health) hasten(k NodeKey, n *nodeHealth, now time.Time) {
-	if _, target := h.targets.Nodes[k]; target && n.at.After(now.Add(h.period(k, n))) {
-		h.schedule(k, n, now)
-	}
-}
-
-// setCouncil takes over what the agents of the cluster find together. It reports
-// how many verdicts changed.
-func (h *health) setCouncil(c *council, now time.Time) (down, up int) {
+// setCouncil takes over what the agents of the cluster find together.
+func (h *health) setCouncil(c *council, now time.Time) {
+	old := h.council
 	h.council = c
-	h.choose()
-	for k, n := range h.nodes {
-		if h.decide(k, n, now) {
-			if n.down {
-				down++
-			} else {
-				up++
-			}
-		}
-		h.hasten(k, n, now)
+	if !c.keepChosen(old) {
+		h.choose()
 	}
-	h.judge(now)
-	h.unsaid = true
-	return down, up
+	for k, n := range h.nodes {
+		h.hear(k, n, old, now)
+		h.decide(k, n, now)
+		h.regard(k, n, now)
+	}
+	h.unjudged, h.unsaid = true, true
+}
+
+// hear notes what others newly say against a node. It makes one look, not judge: the
+// chosen ones at the first word, another when the node's own agent is gone.
+func (h *health) hear(k NodeKey, n *nodeHealth, old *council, now time.Time) {
+	if !h.council.accuse(k) {
+		n.accused = time.Time{}
+	} else {
+		if n.accused.IsZero() {
+			n.accused = now
+		}
+		n.suspect = n.suspect || n.full && h.council.newWord(k, old)
+	}
+	if h.council.lost(k) && !old.lost(k) {
+		n.suspect = true
+	}
 }
 
 // said are the words for others: the nodes that this one is chosen for and misses.
@@ -238,135 +266,4 @@ func (h *health) said() map[NodeKey]uint8 {
 		}
 	}
 	return out
-}
-
-// due are the nodes to be probed now, in order, and when to ask again.
-func (h *health) due(now time.Time) (probe []NodeKey, next time.Time) {
-	if len(h.targets.From) == 0 {
-		return nil, time.Time{} // this node is not registered: nobody could answer it
-	}
-	for len(h.queue) > 0 && !h.queue[0].at.After(now) {
-		e := heap.Pop(&h.queue).(probeAt)
-		n := h.nodes[e.node]
-		if n == nil || !n.at.Equal(e.at) {
-			continue
-		}
-		n.at = time.Time{}
-		if _, target := h.targets.Nodes[e.node]; !target || n.busy {
-			continue // result queues it again
-		}
-		n.busy = true
-		probe = append(probe, e.node)
-		period := h.period(e.node, n)
-		at := e.at.Add(period)
-		if at.Before(now) {
-			at = now.Add(period)
-		}
-		h.schedule(e.node, n, at)
-	}
-	if len(h.queue) > 0 {
-		next = h.queue[0].at
-	}
-	slices.SortFunc(probe, compareNodes)
-	return probe, next
-}
-
-// result takes the outcome of a probe in: the round trip counts if it was
-// answered. It reports whether a verdict changed.
-func (h *health) result(k NodeKey, ok bool, roundTrip time.Duration, now time.Time) bool {
-	n := h.nodes[k]
-	if n == nil {
-		return false
-	}
-	n.busy = false
-	if _, target := h.targets.Nodes[k]; target && n.at.IsZero() {
-		h.schedule(k, n, now)
-	}
-	e := &n.evidence
-	e.Probes++
-	n.recent.note(ok, now)
-	if ok {
-		e.RoundTrip = smooth(e.RoundTrip, roundTrip)
-		e.Good, e.Misses = e.Good+1, 0
-		if e.Down && e.Good >= h.cfg.Up {
-			e.Down, e.Since = false, now
-		}
-	} else {
-		e.Misses, e.Good = e.Misses+1, 0
-		if !e.Down && e.Misses >= h.cfg.Down {
-			e.Down, e.Since = true, now
-		}
-	}
-	if level := reportLevel(e.Misses); level != n.level {
-		n.level, h.unsaid = level, true
-	}
-	changed := h.decide(k, n, now) && h.judge(now)
-	h.hasten(k, n, now)
-	return changed
-}
-
-// decide turns evidence into the verdict. A node that returns again and again does
-// so at most once in Damp; it is probed meanwhile, and so decided about again.
-func (h *health) decide(k NodeKey, n *nodeHealth, now time.Time) (changed bool) {
-	others, by := h.council.down(k, n.evidence.Misses)
-	if others && !n.others {
-		n.probesAt = n.evidence.Probes
-	}
-	n.others, n.by = others, by
-	down := verdict(n.evidence, others, n.full, n.evidence.Probes-n.probesAt, h.cfg.Up)
-	if down == n.down || !down && now.Sub(n.lastUp) < h.cfg.Damp {
-		return false
-	}
-	n.down, n.since = down, now
-	if !down {
-		n.lastUp = now
-	}
-	return true
-}
-
-// judge draws the conclusion for clusters: one is down when it has nodes and all
-// that are known are down, and up as soon as one is up. It always returns true.
-func (h *health) judge(now time.Time) bool {
-	nodes, down, seen := map[ClusterKey]int{}, map[ClusterKey]int{}, map[ClusterKey]bool{}
-	for k, n := range h.nodes {
-		c := ClusterKey(k.Cluster)
-		nodes[c]++
-		if n.down {
-			down[c]++
-		}
-		if _, is := h.targets.Nodes[k]; is {
-			seen[c] = true
-		}
-	}
-	for c, total := range nodes {
-		// Nodes known by their rows alone, after a restart, are not all of a
-		// cluster: that they are down does not make it down.
-		if _, is := h.shut[c]; !is && seen[c] && down[c] == total && c != h.targets.Own {
-			h.shut[c] = now
-		}
-	}
-	for c := range h.shut {
-		known, listed := h.targets.Known[c]
-		switch {
-		case nodes[c] > 0 && down[c] < nodes[c], c == h.targets.Own && c != 0:
-			delete(h.shut, c)
-		case nodes[c] == 0 && (known || !listed && h.targets.Peers):
-			delete(h.shut, c)
-		}
-	}
-	return true
-}
-
-// rows are the verdicts as the kernel should hold them.
-func (h *health) rows() (map[NodeKey]HealthRow, map[ClusterKey]HealthRow) {
-	nodes, clusters := map[NodeKey]HealthRow{}, map[ClusterKey]HealthRow{}
-	for k, n := range h.nodes {
-		if n.down {
-			nodes[k] = HealthRow{Since: uint64(n.since.Unix())}
-		}
-	}
-	for c, since := range h.shut {
-		clusters[c] = HealthRow{Since: uint64(since.Unix())}
-	}
-	return nodes, clusters
 }

@@ -14,51 +14,48 @@ func targets(from string, n int) HealthTargets {
 	return t
 }
 
+// Losses must be in a row to count, and so must answers; a cluster is down when all
+// its nodes are, and up as soon as one is.
 func TestHealthThresholds(t *testing.T) {
-	now := time.Unix(1000, 0)
-	h := newHealth(HealthConfig{})
-	h.setTargets(targets("10.1.0.1", 2), now)
 	a, b := NodeKey{2, 1}, NodeKey{2, 2}
-	for _, step := range []struct {
-		node     NodeKey
-		ok       bool
+	r := &councilRig{h: newHealth(HealthConfig{}), now: time.Unix(1000, 0)}
+	r.h.setTargets(targets("10.1.0.1", 2), r.now)
+	dark := map[NodeKey]bool{}
+	answers := func(k NodeKey) bool { return !dark[k] }
+	for i, step := range []struct {
+		a, b     bool // dark
+		lasts    time.Duration
 		nodes    int
 		clusters int
 	}{
-		{a, false, 0, 0}, {a, false, 0, 0}, {a, true, 0, 0}, // misses must be in a row
-		{a, false, 0, 0}, {a, false, 0, 0}, {a, false, 1, 0},
-		{b, false, 1, 0}, {b, false, 1, 0}, {b, false, 2, 1}, // the whole cluster
-		{b, true, 2, 1}, {b, true, 2, 1}, {b, false, 2, 1}, // answers must be in a row
-		{b, true, 2, 1}, {b, true, 2, 1}, {b, true, 1, 0}, // up as soon as one is
+		{false, false, time.Second, 0, 0},
+		{true, false, 400 * time.Millisecond, 0, 0}, // fewer than 24 losses
+		{false, false, 300 * time.Millisecond, 0, 0},
+		{true, false, 400 * time.Millisecond, 0, 0},
+		{false, false, 300 * time.Millisecond, 0, 0},
+		{true, false, 800 * time.Millisecond, 1, 0},
+		{true, true, 400 * time.Millisecond, 1, 0},
+		{true, true, 400 * time.Millisecond, 2, 1},  // the whole cluster
+		{true, false, 350 * time.Millisecond, 2, 1}, // one answer, or two
+		{true, true, 400 * time.Millisecond, 2, 1},
+		{true, false, 800 * time.Millisecond, 1, 0},
 	} {
-		now = now.Add(time.Second)
-		h.result(step.node, step.ok, time.Millisecond, now)
-		nodes, clusters := h.rows()
+		dark[a], dark[b] = step.a, step.b
+		r.run(step.lasts, answers)
+		nodes, clusters := r.h.rows()
 		if len(nodes) != step.nodes || len(clusters) != step.clusters {
-			t.Fatalf("at %v: %d nodes and %d clusters down, want %d and %d", now.Unix(), len(nodes), len(clusters), step.nodes, step.clusters)
+			t.Fatalf("after step %d: %d nodes and %d clusters down, want %d and %d", i, len(nodes), len(clusters), step.nodes, step.clusters)
 		}
 	}
 }
 
 func TestHealthBoundsProbes(t *testing.T) {
 	for _, n := range []int{1, 10, 150, 5000} {
-		now := time.Unix(1000, 0)
-		h := newHealth(HealthConfig{})
-		h.setTargets(targets("10.1.0.1", n), now)
-		probes, end := 0, now.Add(60*time.Second)
-		for now.Before(end) {
-			due, next := h.due(now)
-			for _, k := range due {
-				probes++
-				h.result(k, true, time.Millisecond, now)
-			}
-			if next.IsZero() {
-				_, next = h.due(now)
-			}
-			now = next
-		}
-		perSecond := float64(probes) / 60
-		want := min(float64(n)/0.3, 500)
+		r := &councilRig{h: newHealth(HealthConfig{}), now: time.Unix(1000, 0)}
+		r.h.setTargets(targets("10.1.0.1", n), r.now)
+		r.run(60*time.Second, all)
+		perSecond := float64(r.h.probes) / 60
+		want := min(float64(n)/0.2, 500)
 		if perSecond > want*1.02+1 || perSecond < want*0.95-1 {
 			t.Errorf("%d nodes: %.0f probes/s, want about %.0f", n, perSecond, want)
 		}
@@ -77,6 +74,7 @@ func TestHealthUnknownIsNotDown(t *testing.T) {
 		t.Error("probes without an address of this node")
 	}
 	h.setTargets(targets("10.1.0.1", 0), now) // cluster 2 has no nodes, cluster 3 is no peer
+	h.judge(now)
 	if nodes, clusters := h.rows(); len(nodes)+len(clusters) != 0 {
 		t.Errorf("verdicts about nodes that do not exist: %v %v", nodes, clusters)
 	}

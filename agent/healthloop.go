@@ -14,6 +14,9 @@ import (
 const (
 	healthRetry  = 100 * time.Millisecond
 	healthResync = 30 * time.Second
+	// healthTalk is the least time between two words to other agents, and between two
+	// looks at theirs: when many nodes fall silent, many words are one.
+	healthTalk = 20 * time.Millisecond
 )
 
 // healthLoop probes and writes the two health tables, which are its own: no row
@@ -28,11 +31,12 @@ type healthLoop struct {
 	wake   chan struct{}               // targets changed
 	judged func(map[NodeKey]HealthRow) // told of the nodes that are down, all of them, when that changed; nil = nobody asks
 
+	hear, speak pace // of run alone
+
 	mu      sync.Mutex
 	machine *health
 	targets *HealthTargets // newer than the machine's; nil = none
-	probes  uint64
-	misses  uint64
+	record  *verdictRecord
 	changed bool       // verdicts differ from the wanted rows
 	writing sync.Mutex // guards the deltas: Dump reads them from other goroutines
 }
@@ -40,7 +44,7 @@ type healthLoop struct {
 func newHealthLoop(cfg HealthConfig, prober Prober, gossip Gossip, t Tables, quiet *quietLog) *healthLoop {
 	always := func(clustermesh.ID) bool { return true }
 	return &healthLoop{
-		prober: prober, gossip: gossip, quiet: quiet, wake: make(chan struct{}, 1), machine: newHealth(cfg),
+		prober: prober, gossip: gossip, quiet: quiet, wake: make(chan struct{}, 1), machine: newHealth(cfg), record: newVerdictRecord(),
 		nodes:    NewDelta(TableNodeHealth, t.NodeHealth, func(NodeKey, HealthRow) clustermesh.ID { return 0 }, always),
 		clusters: NewDelta(TableClusterHealth, t.ClusterHealth, func(ClusterKey, HealthRow) clustermesh.ID { return 0 }, always),
 	}
@@ -57,10 +61,12 @@ func (l *healthLoop) SetTargets(t HealthTargets) {
 	}
 }
 
-type probeResult struct {
+// echo is what came back of a probe.
+type echo struct {
 	node      NodeKey
-	ok        bool
-	roundTrip time.Duration // if ok
+	number    uint32
+	from      netip.Addr
+	roundTrip time.Duration
 }
 
 // run probes until ctx ends. The rows stay: verdicts outlive the agent.
@@ -68,7 +74,7 @@ func (l *healthLoop) run(ctx context.Context) {
 	if !l.restore(ctx) {
 		return
 	}
-	results := make(chan probeResult, 1024)
+	answers := make(chan echo, 1024)
 	var probing sync.WaitGroup
 	defer probing.Wait()
 	resync := time.NewTicker(healthResync)
@@ -86,26 +92,26 @@ func (l *healthLoop) run(ctx context.Context) {
 		case <-l.wake:
 			l.takeTargets()
 		case <-gossip:
-			l.takeGossip()
-		case r := <-results:
-			l.takeResults(r, results)
+			l.hear.want = true
+		case a := <-answers:
+			l.takeAnswers(a, answers)
 		case <-resync.C:
 			l.read()
 		case <-timer.C:
 		}
+		again := l.takeGossip(time.Now())
+		l.conclude()
 		retry := l.write()
-		l.say() // after what is urgent
 		due, next := l.nextProbes()
-		for _, k := range due {
-			probing.Go(func() {
-				select {
-				case results <- l.probe(ctx, k):
-				case <-ctx.Done():
-				}
-			})
+		for _, p := range due {
+			for _, to := range p.to {
+				probing.Go(func() { l.probe(ctx, p, to, answers) })
+			}
 		}
-		if retry && (next.IsZero() || time.Until(next) > healthRetry) {
-			next = time.Now().Add(healthRetry)
+		next = sooner(next, again)
+		next = sooner(next, l.say(time.Now())) // after what is urgent
+		if retry {
+			next = sooner(next, time.Now().Add(healthRetry))
 		}
 		if !next.IsZero() {
 			timer.Reset(time.Until(next))
@@ -164,10 +170,34 @@ func (l *healthLoop) takeTargets() {
 	}
 }
 
-func (l *healthLoop) takeGossip() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sit()
+// takeGossip takes over what others say, if that changed. It returns when it is to be
+// called again.
+func (l *healthLoop) takeGossip(now time.Time) (again time.Time) {
+	do, again := l.hear.turn(now)
+	if do {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.sit()
+	}
+	return again
+}
+
+// pace bounds how often something is done.
+type pace struct {
+	want bool
+	last time.Time
+}
+
+// turn reports whether to do it now, and otherwise when, if it is wanted.
+func (p *pace) turn(now time.Time) (do bool, later time.Time) {
+	if !p.want {
+		return false, time.Time{}
+	}
+	if at := p.last.Add(healthTalk); now.Before(at) {
+		return false, at
+	}
+	p.want, p.last = false, now
+	return true, time.Time{}
 }
 
 // sit has the council of this moment decide. Callers hold mu.
@@ -176,54 +206,65 @@ func (l *healthLoop) sit() {
 		return
 	}
 	t := l.machine.targets
-	down, up := l.machine.setCouncil(newCouncil(t.Self, t.Members, l.gossip.View()), time.Now())
-	if down+up > 0 {
-		l.changed = true
-		l.quiet.log.Info("node health changed, by what other agents say", "down", down, "up", up)
-	}
+	l.machine.setCouncil(newCouncil(t.Self, t.Members, l.gossip.View()), time.Now())
 }
 
-// say tells the other agents what this one's probes miss.
-func (l *healthLoop) say() {
+// say tells the other agents what this one's probes miss, if that changed. It returns
+// when it is to be called again.
+func (l *healthLoop) say(now time.Time) (again time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gossip != nil && l.machine.unsaid {
-		l.machine.unsaid = false
+	if l.gossip == nil {
+		return again
+	}
+	l.speak.want = l.speak.want || l.machine.unsaid
+	l.machine.unsaid = false
+	do, again := l.speak.turn(now)
+	if do {
 		l.gossip.Report(l.machine.said())
 	}
+	return again
 }
 
-func (l *healthLoop) takeResults(r probeResult, more <-chan probeResult) {
+// takeAnswers takes all that are there: what came counts before what is late.
+func (l *healthLoop) takeAnswers(a echo, more <-chan echo) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	var down, up int // verdicts of one turn are one line: a whole cluster may go at once
-	var last NodeKey
-	defer func() {
-		if down+up > 0 {
-			l.quiet.log.Info("node health changed", "down", down, "up", up, "last-cluster", last.Cluster, "last-node", last.Node)
-		}
-	}()
 	for {
-		l.probes++
-		if !r.ok {
-			l.misses++
-		}
-		if l.machine.result(r.node, r.ok, r.roundTrip, now) {
-			l.changed = true
-			if l.machine.nodes[r.node].down {
-				down++
-			} else {
-				up++
-			}
-			last = r.node
-		}
+		l.machine.answered(a.node, a.number, a.from, a.roundTrip, now)
 		select {
-		case r = <-more:
+		case a = <-more:
 		default:
 			return
 		}
 	}
+}
+
+// conclude takes in which probes' time is over, and has what changed written.
+func (l *healthLoop) conclude() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	l.machine.expire(now)
+	clusters := l.machine.judge(now)
+	news := l.machine.takeNews()
+	l.changed = l.changed || clusters || len(news) > 0
+	if len(news) == 0 {
+		return
+	}
+	l.record.decided(news)
+	down, agreed := 0, 0 // verdicts of one turn are one line: a whole cluster may go at once
+	for _, v := range news {
+		if v.Down {
+			down++
+		}
+		if len(v.By) > 0 {
+			agreed++
+		}
+	}
+	last := news[len(news)-1].Node
+	l.quiet.log.Info("node health changed", "down", down, "up", len(news)-down, "agreed", agreed, "last-cluster", last.Cluster, "last-node", last.Node)
 }
 
 // write brings the kernel in line with the verdicts: what is down first. It
@@ -258,10 +299,14 @@ func (l *healthLoop) write() (retry bool) {
 	}
 	for l.nodes.FlushDeletes(MaxBatch, nil) == MaxBatch {
 	}
-	return l.nodes.Pending()+l.clusters.Pending() > 0
+	if l.nodes.Pending()+l.clusters.Pending() > 0 {
+		return true
+	}
+	l.record.written(time.Now())
+	return false
 }
 
-func (l *healthLoop) nextProbes() ([]NodeKey, time.Time) {
+func (l *healthLoop) nextProbes() ([]probeOf, time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.prober == nil {
@@ -270,29 +315,17 @@ func (l *healthLoop) nextProbes() ([]NodeKey, time.Time) {
 	return l.machine.due(time.Now())
 }
 
-// probe asks all tunnel addresses of a node at once; one answer is enough, and
-// the first one's round trip is taken.
-func (l *healthLoop) probe(ctx context.Context, k NodeKey) probeResult {
-	l.mu.Lock()
-	addrs, from, timeout := l.machine.targets.Nodes[k], l.machine.targets.From, l.machine.cfg.Timeout
-	l.mu.Unlock()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	answers := make(chan probeResult, len(addrs))
-	for _, to := range addrs {
-		go func() {
-			roundTrip, err := l.prober.Probe(ctx, sameFamily(from, to), to, timeout)
-			answers <- probeResult{k, err == nil, roundTrip}
-		}()
+// probe asks one tunnel address of a node. Only an answer is told: when a probe
+// counts as lost is for the machine to say, and why nothing could be sent matters not.
+func (l *healthLoop) probe(ctx context.Context, p probeOf, to netip.Addr, answers chan<- echo) {
+	roundTrip, err := l.prober.Probe(ctx, sameFamily(p.from, to), to, patience)
+	if err != nil {
+		return
 	}
-	first := probeResult{node: k}
-	for range addrs {
-		if r := <-answers; r.ok && !first.ok {
-			first = r
-			cancel()
-		}
+	select {
+	case answers <- echo{p.node, p.number, to, roundTrip}:
+	case <-ctx.Done():
 	}
-	return first
 }
 
 func sameFamily(from []netip.Addr, to netip.Addr) netip.Addr {
@@ -329,14 +362,16 @@ type healthReport struct {
 	Full     int                  // of the targets: probed at the full rate
 	By       map[NodeKey][]string // of the nodes that are down: who found so; none = this node's own probes
 	Council  *council             // nil = no gossip
+	Verdicts []HealthVerdict      // the last ones, oldest first
 }
 
 func (l *healthLoop) report() healthReport {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := healthReport{Probes: l.probes, Misses: l.misses, Interval: l.machine.every,
+	r := healthReport{Probes: l.machine.probes, Misses: l.machine.misses, Interval: l.machine.every,
 		Targets: len(l.machine.targets.Nodes), Paths: map[NodeKey]pathReport{}, By: map[NodeKey][]string{}, Council: l.machine.council}
 	r.Nodes, r.Clusters = l.machine.rows()
+	r.Verdicts = l.record.last()
 	now := time.Now()
 	for k, n := range l.machine.nodes {
 		sent, missed := n.recent.sum(now)

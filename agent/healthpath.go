@@ -27,6 +27,14 @@ func smooth(old, fresh time.Duration) time.Duration {
 	return old + (fresh-old)/smoothing
 }
 
+// deviate smooths how far round trips are from their mean, as TCP does: by a quarter.
+func deviate(old, mean, fresh time.Duration) time.Duration {
+	if mean == 0 {
+		return fresh / 2
+	}
+	return old + ((fresh-mean).Abs()-old)/4
+}
+
 // advance forgets the slices that are older than a minute.
 func (r *recentProbes) advance(now time.Time) {
 	at := now.Unix() / int64(lossSlice/time.Second)

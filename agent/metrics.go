@@ -86,11 +86,17 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		out <- d
 	}
 	c.a.latency.Describe(out)
+	for _, m := range c.a.health.record.histograms() {
+		m.Describe(out)
+	}
 }
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	c.a.latency.Collect(out)
+	for _, m := range c.a.health.record.histograms() {
+		m.Collect(out)
+	}
 	c.collectFlows(out)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()

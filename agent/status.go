@@ -96,6 +96,24 @@ type HealthStatus struct {
 	Gossip *GossipStatus `json:"gossip,omitempty"`
 	// Down are the nodes judged down, and by whom.
 	Down []DownStatus `json:"down,omitempty"`
+	// Verdicts are the last changes of what this agent holds of nodes, oldest first.
+	Verdicts []VerdictStatus `json:"verdicts,omitempty"`
+}
+
+// VerdictStatus is how a node came to be judged down, or up again.
+type VerdictStatus struct {
+	Cluster string `json:"cluster"` // its ID, if it is not known any more
+	Node    string `json:"node"`    // its number, if it is not known any more
+	Down    bool   `json:"down"`
+	// Silent is when the first probe was sent that the node did not answer, and Noticed
+	// when this agent saw so; absent: it missed none, or judged the node up.
+	Silent  *time.Time `json:"silent,omitempty"`
+	Noticed *time.Time `json:"noticed,omitempty"`
+	// Accused is when another agent's word against the node was first heard.
+	Accused *time.Time `json:"accused,omitempty"`
+	Decided time.Time  `json:"decided"`
+	Written *time.Time `json:"written,omitempty"` // absent: not yet
+	By      []string   `json:"by,omitempty"`      // as in down
 }
 
 // GossipStatus is what gossip tells.
@@ -149,6 +167,7 @@ func (a *Agent) status() Status {
 	for _, c := range sortedKeys(a.state.clusters) {
 		s.Health.Down = append(s.Health.Down, downStatus(c, report)...)
 	}
+	s.Health.Verdicts = a.verdictStatus(report.Verdicts)
 	for _, d := range a.state.t.all() {
 		s.Tables = append(s.Tables, tableStatus(d))
 		if d.name() == TablePolicy && a.state.policyDue() {
@@ -179,6 +198,36 @@ func downStatus(c *clusterState, r healthReport) (out []DownStatus) {
 		if _, down := r.Nodes[k]; down {
 			out = append(out, DownStatus{Cluster: c.name, Node: n.Name, By: r.By[k]})
 		}
+	}
+	return out
+}
+
+// verdictStatus gives the last verdicts names.
+func (a *Agent) verdictStatus(verdicts []HealthVerdict) (out []VerdictStatus) {
+	when := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		t = t.UTC()
+		return &t
+	}
+	for _, v := range verdicts {
+		s := VerdictStatus{
+			Cluster: strconv.Itoa(int(v.Node.Cluster)), Node: strconv.Itoa(int(v.Node.Node)), Down: v.Down, By: v.By,
+			Silent: when(v.Silent), Noticed: when(v.Noticed), Accused: when(v.Accused), Decided: v.Decided.UTC(), Written: when(v.Written),
+		}
+		for _, c := range a.state.clusters {
+			if uint16(c.id) != v.Node.Cluster {
+				continue
+			}
+			s.Cluster = c.name
+			for _, n := range c.nodes {
+				if n.Number == v.Node.Node {
+					s.Node = n.Name
+				}
+			}
+		}
+		out = append(out, s)
 	}
 	return out
 }
