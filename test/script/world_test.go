@@ -181,7 +181,7 @@ func (p *prober) count(from, to []netip.Addr) (n int) {
 }
 
 // probes makes nodes answer or not, and waits until every agent has probed them
-// often enough to judge: the next probe goes out when the last one was judged.
+// often enough to judge: 24 losses in a row, and the time of the last, or three answers.
 func (w *world) probes(paths []string, answer bool) error {
 	if err := w.settle(); err != nil {
 		return err
@@ -197,6 +197,10 @@ func (w *world) probes(paths []string, answer bool) error {
 		}
 		w.prober.mu.Unlock()
 	}
+	enough := 50
+	if answer {
+		enough = 8
+	}
 	for _, path := range paths {
 		n, _ := w.node(path)
 		for _, c := range w.clusters {
@@ -206,7 +210,7 @@ func (w *world) probes(paths []string, answer bool) error {
 				}
 				before := w.prober.count(from.addresses(), n.addresses())
 				if err := eventually(func() error {
-					if w.prober.count(from.addresses(), n.addresses()) < before+8*len(n.addresses()) {
+					if w.prober.count(from.addresses(), n.addresses()) < before+enough*len(n.addresses()) {
 						return fmt.Errorf("%s has not probed %s", from.name, path)
 					}
 					return nil
