@@ -102,6 +102,13 @@ func (s *State) mayAnswer(b BackendKey, endpoints map[BackendKey]bool) bool {
 // are in; true = they serve.
 func (s *State) endpointsOf(name clustermesh.ServiceName) map[BackendKey]bool {
 	out := map[BackendKey]bool{}
+	s.eachEndpoint(name, func(k BackendKey, _ NodeKey, e clustermesh.Endpoint) {
+		out[k] = out[k] || e.Serving || e.Ready
+	})
+	return out
+}
+
+func (s *State) eachEndpoint(name clustermesh.ServiceName, f func(BackendKey, NodeKey, clustermesh.Endpoint)) {
 	take := func(v *clustermesh.View) {
 		if v == nil {
 			return
@@ -109,8 +116,7 @@ func (s *State) endpointsOf(name clustermesh.ServiceName) map[BackendKey]bool {
 		for slice := range v.Slices(name) {
 			for _, p := range slice.Ports {
 				for _, e := range slice.Endpoints {
-					k := BackendKey{MakeAddr(e.Address), p.Port, uint8(p.Protocol)}
-					out[k] = out[k] || e.Serving || e.Ready
+					f(BackendKey{MakeAddr(e.Address), p.Port, uint8(p.Protocol)}, NodeKey{uint16(v.ID()), e.Node}, e)
 				}
 			}
 		}
@@ -119,7 +125,6 @@ func (s *State) endpointsOf(name clustermesh.ServiceName) map[BackendKey]bool {
 		take(v)
 	}
 	take(s.clusters[s.own].views[clustermesh.ScopeLocal])
-	return out
 }
 
 func (g *goneBackends) wait(b BackendKey) {
@@ -191,6 +196,25 @@ func (s *State) takeGone() []BackendKey {
 	return out
 }
 
+// lingeringOn are the backends on nodes that have lost their slots, and may have
+// connections still: endpoints that terminate are not spared by a node's death.
+func (s *State) lingeringOn(down func(NodeKey) bool) (out []BackendKey) {
+	for name, list := range s.gone.lingering {
+		nodes := map[BackendKey]NodeKey{}
+		s.eachEndpoint(name, func(k BackendKey, at NodeKey, _ clustermesh.Endpoint) { nodes[k] = at })
+		for _, b := range list {
+			at, is := nodes[b]
+			if row, known := s.t.ips.Wanted(b.Addr); !is && known { // an endpoint no longer, but there
+				at = NodeKey{uint16(clustermesh.Identity(row.Identity).Cluster()), row.Node}
+			}
+			if down(at) {
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}
+
 // backendsOn are the backends on nodes. It looks at all slots: it is for nodes
 // that have been down for a while, when nothing is in a hurry.
 func (s *State) backendsOn(down func(NodeKey) bool) []BackendKey {
@@ -200,16 +224,15 @@ func (s *State) backendsOn(down func(NodeKey) bool) []BackendKey {
 			at = append(at, k)
 		}
 	}
-	if len(at) == 0 {
-		return nil
-	}
+	out := s.lingeringOn(down)
 	protos := make(map[uint64]uint8, len(s.services))
-	for _, svc := range s.services {
-		for _, r := range svc.slot {
-			protos[r.service] = r.proto
+	if len(at) > 0 {
+		for _, svc := range s.services {
+			for _, r := range svc.slot {
+				protos[r.service] = r.proto
+			}
 		}
 	}
-	out := make([]BackendKey, 0, len(at))
 	for _, k := range at {
 		row, _ := s.t.slots.Wanted(k)
 		out = append(out, backendOf(row, protos[k.Service]))

@@ -386,6 +386,27 @@ func TestGoneBackends(t *testing.T) {
 		r.put(rigSlice("s", clustermesh.UDP, "1:1", "2:2~"))
 		r.expectGone("10.1.2.2:8080/udp")
 	})
+	t.Run("the node of one that terminates goes down", func(t *testing.T) {
+		r, _ := tcp(t)
+		r.put(rigSlice("s", clustermesh.TCP, "1:1", "2:2!", "2:3"), rigAddress(2, 3))
+		on := func(number uint16) string {
+			return fmt.Sprint(r.s.backendsOn(func(k NodeKey) bool { return k == NodeKey{1, number} }))
+		}
+		if got, want := on(2), "[10.1.2.2:8080/tcp 10.1.2.3:8080/tcp]"; got != want {
+			t.Errorf("on node 2: %s, want %s", got, want)
+		}
+		r.put(rigSlice("s", clustermesh.TCP, "1:1")) // no endpoints, and there still
+		if got, want := on(2), "[10.1.2.2:8080/tcp 10.1.2.3:8080/tcp]"; got != want {
+			t.Errorf("on node 2: %s, want %s", got, want)
+		}
+		if got, want := on(1), "[10.1.1.1:8080/tcp]"; got != want {
+			t.Errorf("on node 1: %s, want %s", got, want)
+		}
+		r.delete(rigAddress(2, 2), rigAddress(2, 3))
+		if got, want := on(2), "[]"; got != want {
+			t.Errorf("on node 2: %s, want %s", got, want)
+		}
+	})
 	t.Run("not before its rows have left", func(t *testing.T) {
 		r, _ := tcp(t)
 		r.change(rigAddress(2, 2), nil)

@@ -18,8 +18,8 @@ import (
 // Sockets, in the node's own network namespace and in those of its pods: a socket
 // is seen only from the namespace that it is in. Their owners get an error at once.
 // Flows whose packets are translated, of what has no socket here: their clients are
-// told with the next packet that they send. So are those of sockets that the kernel
-// has no means to end.
+// told with the next packet that they send, and made to send one. So are those of
+// sockets that the kernel has no means to end.
 type Resets struct {
 	pods *Pods
 	maps *bpf.Maps
@@ -45,7 +45,10 @@ func (r Resets) Reset(ctx context.Context, backends []agent.BackendKey) error {
 			errs = append(errs, fmt.Errorf("pod %s: %w", uid, err))
 		}
 	}
-	_, err := newGoneFlows(backends, !sockets).mark(r.maps.Flows)
+	marked, err := newGoneFlows(backends, !sockets).mark(r.maps.Flows)
+	if err == nil && len(marked) > 0 {
+		err = inNetns(r.pods.node, func() error { return nudge(marked, r.maps.Endpoints) })
+	}
 	return errors.Join(append(errs, err)...)
 }
 
