@@ -57,7 +57,7 @@ func (p *backgroundPass) take(now time.Time) (due []clustermesh.ServiceName, nex
 // in the background pass. It returns when to come again.
 func (s *State) passOn(now time.Time) (next time.Time) {
 	s.drains.now = now
-	next = s.stepDrains()
+	next = sooner(s.stepDrains(), s.stepSlowStart(now))
 	due, again := s.pass.take(now)
 	for _, name := range due {
 		s.touchService(name)

@@ -48,6 +48,10 @@ type Config struct {
 	// the pods of all, not of the own one alone.
 	PolicyAllClusters bool
 
+	// SlowStart is how long what was down for a while takes to get all of its
+	// share again; 0 = at once, and shares do not follow health at all.
+	SlowStart time.Duration
+
 	// SnapshotDir keeps what each cluster said last; "" = no snapshot.
 	SnapshotDir string
 

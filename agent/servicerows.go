@@ -53,6 +53,8 @@ type rowInput struct {
 	cluster string // the own one
 	at      vantage
 	carry   *carrier // nil = all clusters are known
+	// fill says which backends have the slots of a group; nil = each has its own.
+	fill func(clustermesh.ID, []clustermesh.Backend) []clustermesh.Backend
 	// room says whether so many pieces of consistent tables may be made.
 	room func(chunks int) bool
 }
@@ -182,6 +184,12 @@ func (b *rowBuilder) addSet(id uint64, p *clustermesh.MergedPort, tiers []cluste
 	set := backendSet{row: ServiceRow{ID: id, Affinity: affinitySeconds(b.merged.SessionAffinity)}}
 	next := 0
 	for _, tier := range tiers {
+		if b.rowInput.fill != nil {
+			tier.Groups = slices.Clone(tier.Groups)
+			for i, g := range tier.Groups {
+				tier.Groups[i].Backends = b.rowInput.fill(g.ID, g.Backends)
+			}
+		}
 		next = b.addTier(&set.row, uint8(p.Port.Protocol), next, tier)
 	}
 	return set

@@ -85,8 +85,14 @@ func (s *State) rowsOf(name clustermesh.ServiceName, old appliedService) service
 	m := clustermesh.Merge(s.mergeInput(name))
 	s.noteHealthPort(name, healthPort(m, s.at))
 	free := s.tableRoom - s.tables + tableChunks(old.outside)
+	var fill func(clustermesh.ID, []clustermesh.Backend) []clustermesh.Backend
+	if !s.slow.nothings {
+		fill = func(id clustermesh.ID, b []clustermesh.Backend) []clustermesh.Backend {
+			return s.slow.fill(id, b, s.drains.now)
+		}
+	}
 	return makeServiceRows(rowInput{
-		merged: m, cluster: s.own, at: s.at, carry: s.carry(),
+		fill: fill, merged: m, cluster: s.own, at: s.at, carry: s.carry(),
 		room: func(chunks int) bool {
 			if chunks > free {
 				return false
@@ -99,11 +105,24 @@ func (s *State) rowsOf(name clustermesh.ServiceName, old appliedService) service
 
 func (s *State) mergeInput(name clustermesh.ServiceName) clustermesh.MergeInput {
 	in := clustermesh.MergeInput{Name: name, Local: s.own, Views: s.exports, Home: s.clusters[s.own].views[clustermesh.ScopeLocal]}
-	if len(s.drains.list) > 0 {
+	if len(s.drains.list) > 0 || !s.slow.nothings {
 		imported := s.imports.of[name]
-		in.Left = func(cluster string) uint16 { return s.drains.left(cluster, name, imported) }
+		in.Left = func(cluster string) uint16 { return s.weightLeft(cluster, name, imported) }
+	}
+	if !s.slow.nothings {
+		in.Used = func(id clustermesh.ID, b clustermesh.Backend) bool { return s.slow.uses(id, b, s.drains.now) }
 	}
 	return in
+}
+
+// weightLeft is how much of its weight a cluster has in a service: what no drain
+// has taken, and, of that, what its health allows, which never is nothing.
+func (s *State) weightLeft(cluster string, name, imported clustermesh.ServiceName) uint16 {
+	left := uint32(s.drains.left(cluster, name, imported))
+	if c := s.clusters[cluster]; c != nil && left > 0 {
+		left = max(left*uint32(s.slow.weight(c.id, s.drains.now))/clustermesh.ShareAll, 1)
+	}
+	return uint16(left)
 }
 
 // noteApplied remembers what of the service is in the tables, in no more memory

@@ -49,6 +49,7 @@ type State struct {
 	noTable   map[clustermesh.ServiceName]struct{} // for which there was no room
 
 	drains drains
+	slow   slowStart
 	pass   backgroundPass
 
 	healthPorts       map[clustermesh.ServiceName]HealthPort
@@ -95,6 +96,7 @@ func newState(cfg Config, tables Tables) *State {
 		contested: map[ServiceKey][]claimant{}, uses: backendUses{}, gone: newGoneBackends(),
 		hosting: map[clustermesh.ServiceName]*clustermesh.Workload{}, noTable: map[clustermesh.ServiceName]struct{}{},
 		portRange: cfg.NodePortAddresses, tableRoom: cmp.Or(cfg.MaglevRows, defaultMaglevRows),
+		slow:        newSlowStart(cfg.SlowStart),
 		healthPorts: map[clustermesh.ServiceName]HealthPort{}, healthPortChanges: map[clustermesh.ServiceName]HealthPort{},
 		dirty:    map[clustermesh.ServiceName]struct{}{},
 		problems: map[string]clustermesh.Problem{},

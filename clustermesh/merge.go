@@ -31,6 +31,9 @@ type MergeInput struct {
 	// them. The less one has the more go to others of its tier, or, if no other of
 	// it has more, to the next tier.
 	Left func(cluster string) uint16
+	// Used says whether a backend takes its part at present, for min-healthy; nil =
+	// all do. It stays a backend: whether it is reached is for the row of health.
+	Used func(id ID, b Backend) bool
 	// Explain fills Merged.Clusters, which costs more than the merge itself.
 	Explain bool
 }
@@ -162,7 +165,7 @@ func Merge(in MergeInput) Merged {
 			if v6 := i == 1; len(list) > 0 {
 				m.Ports = append(m.Ports, MergedPort{
 					Port: p, V6: v6, Frontends: list, External: own.external(v6),
-					Tiers: mergePort(in.Local, members, p, v6, plan.minHealthy), Local: ownBackends(in.Local, own, members, p, v6),
+					Tiers: mergePort(in, members, p, v6, plan.minHealthy), Local: ownBackends(in.Local, own, members, p, v6),
 				})
 			}
 		}

@@ -43,6 +43,9 @@ func TestMergeAgainstTwin(t *testing.T) {
 			}
 			m.Left = func(cluster string) uint16 { return left[cluster] }
 		}
+		if out := uint16(rapid.IntRange(0, 4).Draw(rt, "out")); out > 0 {
+			m.Used = func(_ ID, b Backend) bool { return b.Node != out }
+		}
 		got := Merge(m.MergeInput)
 		if again := Merge(m.MergeInput); !reflect.DeepEqual(got, again) {
 			rt.Fatalf("two merges of one input differ:\n%+v\n%+v", got, again)
@@ -271,7 +274,7 @@ func twinPort(in MergeInput, own *Service, order [][]string, p Port, v6 bool) []
 				t.Groups = append(t.Groups, Group{c, clusterID(c), weight(c), false, backends})
 			}
 			if len(backends)+total[c] > 0 && (weight(c) > 0 || last < 0) {
-				h, n = h+len(backends), n+max(total[c], fallbackCount(backends))
+				h, n = h+twinHealthy(in, c, backends, own.MinHealthy), n+max(total[c], fallbackCount(backends))
 			}
 		}
 		if len(t.Groups) > 0 {
@@ -343,6 +346,16 @@ func twinScale(groups []Group, left func(string) uint16) int64 {
 		}
 	}
 	return most
+}
+
+// twinHealthy counts those of a cluster that take their part, where a number is asked for.
+func twinHealthy(in MergeInput, cluster string, backends []Backend, wanted string) (n int) {
+	for _, b := range backends {
+		if wanted == "" || in.Used == nil || in.Used(clusterID(cluster), b) {
+			n++
+		}
+	}
+	return n
 }
 
 func fallbackCount(backends []Backend) int {

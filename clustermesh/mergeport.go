@@ -13,7 +13,7 @@ type found struct {
 }
 
 // mergePort makes the tiers of one port of one family. members are sorted.
-func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHealthy) []Tier {
+func mergePort(in MergeInput, members []member, p Port, v6 bool, minHealthy MinHealthy) []Tier {
 	var buf [8]found
 	finds := buf[:0]
 	ready := 0
@@ -40,7 +40,7 @@ func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHe
 				continue
 			}
 			if stand[i].counts {
-				healthy += len(finds[i].ready)
+				healthy += in.healthy(m.id, finds[i].ready, minHealthy)
 				total += finds[i].total
 			}
 			if len(finds[i].ready) > 0 {
@@ -52,14 +52,29 @@ func mergePort(local string, members []member, p Port, v6 bool, minHealthy MinHe
 		case len(groups) == 0:
 		case len(tiers) == MaxTiers: // the drained: there is no room for a tier of theirs
 			last := &tiers[MaxTiers-1]
-			last.Groups = limitGroups(append(last.Groups, groups...), local)
+			last.Groups = limitGroups(append(last.Groups, groups...), in.Local)
 		default:
-			tiers = append(tiers, Tier{Groups: limitGroups(groups, local)})
+			tiers = append(tiers, Tier{Groups: limitGroups(groups, in.Local)})
 			health = append(health, uint16(uint32(minHealthy.Share(healthy, total))*uint32(most)/ShareAll))
 		}
 	}
 	setShares(tiers, health)
 	return tiers
+}
+
+// healthy counts those that take their part. Where no number is asked for, one is
+// as good as all: the next tier takes over by the rows of health.
+func (in *MergeInput) healthy(id ID, ready []Backend, wanted MinHealthy) int {
+	if in.Used == nil || wanted == (MinHealthy{}) {
+		return len(ready)
+	}
+	n := 0
+	for _, b := range ready {
+		if in.Used(id, b) {
+			n++
+		}
+	}
+	return n
 }
 
 // located is an endpoint on its port.

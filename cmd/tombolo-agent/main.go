@@ -12,12 +12,16 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tombolo-mesh/tombolo/agent/linux"
 	"github.com/tombolo-mesh/tombolo/bpf"
 )
+
+// maxSlowStart: who wants a return to take longer drains instead.
+const maxSlowStart = time.Hour
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -37,6 +41,7 @@ type options struct {
 	device                            string
 	port, gossipPort                  int
 	endpoint                          string
+	slowStart                         time.Duration
 	underlay                          []string
 	metrics, logLevel                 string
 	encrypt, policyClusters           string
@@ -90,6 +95,9 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 			if o.gossipPort < 0 || o.gossipPort > 65535 {
 				return fmt.Errorf("--gossip-port %d: want a port from 1 to 65535, or 0 for none", o.gossipPort)
 			}
+			if o.slowStart < 0 || o.slowStart > maxSlowStart {
+				return fmt.Errorf("--slow-start %v: want 0s to %v", o.slowStart, maxSlowStart)
+			}
 			if err := o.cni.check(); err != nil {
 				return err
 			}
@@ -121,6 +129,7 @@ TOMBOLO_CPUPROFILE=DIR writes a CPU profile of the whole run to DIR when it ends
 	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 `PATH` whose sockets are translated (default: the root of the first cgroup2 mount)")
 	f.IntVar(&o.port, "wireguard-port", 51820, "UDP `PORT` of the tunnel")
 	f.StringVar(&o.endpoint, "wireguard-endpoint", "", "`ADDR:PORT` at which other clusters' nodes reach the tunnel, where NAT is in front of it; none = nowhere: this node sends first, and they answer where that came from (default: the first underlay address and --wireguard-port)")
+	f.DurationVar(&o.slowStart, "slow-start", 30*time.Second, "how `LONG` a node or cluster that was down for a while takes to get all of its share of new connections again; 0 = at once, and shares do not follow health at all")
 	f.IntVar(&o.gossipPort, "gossip-port", 9444, "UDP and TCP `PORT` at the first underlay address by which the agents of this cluster watch one another and agree on which nodes are down; the same on all of them; 0 = each agent judges by its own probes alone")
 	f.StringSliceVar(&o.underlay, "underlay", nil, "`ADDR`[,…] at which other nodes reach this one; the first carries the tunnel (default: the addresses of all links)")
 	f.StringVar(&o.metrics, "metrics", "", "`ADDR` (host:port) that serves Prometheus metrics; empty = on the socket only")

@@ -250,7 +250,7 @@ func (n *node) serve(ctx context.Context, facts register.Facts) error {
 		OnLink: n.underlay.OnLink, UnderlayMTU: uint16(min(n.underlay.MTU, 65535)),
 		SnapshotDir: filepath.Join(n.o.stateDir, "snapshot"),
 		Connector:   register.Connector{Client: n.client}, Prober: prober, Pods: n.pods,
-		OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Conditions: n.conditions, Log: n.log,
+		SlowStart: n.o.slowStart, OwnNode: n.ownNode, Counters: n.objects.Counters, Details: n.details, Conditions: n.conditions, Log: n.log,
 		MaglevRows: int(n.objects.Maglev.MaxEntries()),
 	}
 	if n.gossip != nil {
