@@ -73,6 +73,7 @@ type Agent struct {
 	origins       []clustermesh.Origin
 	latency       prometheus.Histogram
 	downs         downNodes
+	askedAt       time.Time // when gossip was last asked who misses what
 	ownNode       *clustermesh.Node
 	started       time.Time
 	settled       time.Time // since when there is nothing left to do; zero while there is

@@ -63,3 +63,53 @@ func TestGatewayStandby(t *testing.T) {
 		})
 	}
 }
+
+// A gateway that says that it reaches nobody of another cluster is left for what goes
+// there, as the far end leaves it; if none reaches it, nothing changes.
+func TestGatewayAstray(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.mesh.Put(t, "aws", export, gateway(aws.Node(2)), gateway(aws.Node(3)),
+			with(aws.Cluster(100), func(c *clustermesh.Cluster) { c.Topology = clustermesh.TopologyGateway }))
+		g := newTalk()
+		w.cfg.Gossip = g
+		w.start()
+		defer func() { w.stop() }()
+		before := w.kernel(agent.TablePeers)
+		uplink := func() string {
+			w.t.Helper()
+			for _, c := range w.status().Clusters {
+				if c.Name == "gcp" {
+					return c.Gateway
+				}
+			}
+			return ""
+		}
+		first := uplink()
+		other := map[string]string{"aws-n2": "aws-n3", "aws-n3": "aws-n2"}[first]
+		one, two := agent.NodeKey{Cluster: 2, Node: 1}, agent.NodeKey{Cluster: 2, Node: 2}
+		for _, step := range []struct {
+			what    string
+			missing map[string]map[agent.NodeKey]uint8
+			want    string
+		}{
+			{"one of two nodes", map[string]map[agent.NodeKey]uint8{first: {one: 40}}, first},
+			{"both, one not for long", map[string]map[agent.NodeKey]uint8{first: {one: 40, two: 14}}, first},
+			{"both", map[string]map[agent.NodeKey]uint8{first: {one: 40, two: 20}}, other},
+			{"both, and so does the other gateway", map[string]map[agent.NodeKey]uint8{first: {one: 40, two: 20}, other: {one: 20, two: 20}}, first},
+			{"this node misses both", map[string]map[agent.NodeKey]uint8{"aws-n1": {one: 40, two: 20}}, first},
+			{"both, again", map[string]map[agent.NodeKey]uint8{first: {one: 40, two: 20}}, other},
+			{"nobody", nil, first},
+		} {
+			g.see(agent.GossipView{Alive: []string{"aws-n1", "aws-n2", "aws-n3"}, Missing: step.missing})
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if got := uplink(); got != step.want {
+				t.Errorf("%s missed: by %s, want %s", step.what, got, step.want)
+			}
+			if now := w.kernel(agent.TablePeers); (now == before) != (step.want == first) {
+				t.Errorf("%s missed: peers\n%s", step.what, now)
+			}
+		}
+	})
+}

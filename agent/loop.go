@@ -73,6 +73,7 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 			a.downs.set(*down, time.Now())
 		}
 	}
+	missingAt := a.askMissing(time.Now())
 	if a.state.peersDirty {
 		a.state.peersDirty = false
 		a.syncFollowers(ctx)
@@ -105,12 +106,29 @@ func (a *Agent) turn(ctx context.Context) (busy bool, next time.Time) {
 		}
 		busy, next = more, again
 	}
-	for _, t := range append(a.retryTimes(), a.resyncAt, a.retryAt, resetAt, shareAt) {
+	for _, t := range append(a.retryTimes(), a.resyncAt, a.retryAt, resetAt, missingAt, shareAt) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
 	}
 	return busy, next
+}
+
+// askEvery is how often a node behind a gateway asks where gateways lead.
+const askEvery = 500 * time.Millisecond
+
+// askMissing takes in what the agents of the own cluster say that they miss, where
+// that says by which gateway to go. It returns when to ask again.
+func (a *Agent) askMissing(now time.Time) (next time.Time) {
+	if a.cfg.Gossip == nil || !a.state.behind() {
+		return next
+	}
+	if next = a.askedAt.Add(askEvery); now.Before(next) {
+		return next
+	}
+	a.askedAt = now
+	a.state.SetMissing(a.cfg.Gossip.View().Missing)
+	return now.Add(askEvery)
 }
 
 // tellOthers says what changed to who answers at health check ports and to who

@@ -31,6 +31,9 @@ type PlanInput struct {
 	// Down are the gateways that are judged down, of any cluster; other nodes in it
 	// change nothing.
 	Down map[NodeKey]bool
+	// Astray are gateways of the own cluster that reach no node of a cluster, by what
+	// their agents say.
+	Astray map[NodeKey]map[clustermesh.ID]bool
 }
 
 // PlanCluster is a remote cluster: what it was admitted for, and its nodes.
@@ -62,7 +65,7 @@ type PlanCluster struct {
 // an address which tunnels themselves need: see overUnderlay.
 func Plan(in PlanInput) (peers map[PeerKey]PeerRow, routes map[RouteKey]RouteRow, problems []clustermesh.Problem) {
 	p := planner{in: in, ends: map[PeerKey]netip.AddrPort{}, carry: map[PeerKey][]netip.Prefix{}, routes: map[RouteKey]RouteRow{}, claimed: newClaims(in), keys: map[PeerKey]string{}}
-	p.uplink, p.viaUplink = p.ownUplink()
+	p.viaUplink = in.Topology == clustermesh.TopologyGateway && (in.Own == nil || !in.Own.Gateway)
 	p.ownPlaces = placesOf("", in.OwnNodes)
 	p.ownNodes()
 	remote := slices.Clone(in.Remote)
@@ -91,11 +94,8 @@ type planner struct {
 	// ownPlaces are what the own cluster's nodes are reached at, places where the
 	// tunnels of the remote cluster in turn end: no pod of a remote one is there.
 	ownPlaces, places places
-	// uplink is the gateway by which this node reaches other clusters, if that is
-	// how it does; nil = there is none.
-	uplink    *clustermesh.Node
-	viaUplink bool
-	problems  []clustermesh.Problem
+	viaUplink         bool // this node is behind a gateway
+	problems          []clustermesh.Problem
 }
 
 // rows are the peers.

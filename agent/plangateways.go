@@ -14,7 +14,8 @@ import (
 // all that it sends to other clusters and all that it gets from them. WireGuard
 // allows a prefix to one peer, so both ends must mean the same gateway: which one
 // it is depends on the node alone, never on who asks or on the far end, and on
-// which gateways are judged down. A gateway is behind nobody.
+// which gateways are judged down or do not reach the other cluster. A gateway is
+// behind nobody.
 //
 //	a3 ──► gateway of a3 ──► gateway of b3 ──► b3      and back the same way
 
@@ -63,15 +64,23 @@ func (c carriers) of(n *clustermesh.Node) *clustermesh.Node {
 	return best
 }
 
-// ownUplink is the gateway that this node is behind; false = it is behind none.
-func (p *planner) ownUplink() (*clustermesh.Node, bool) {
-	if p.in.Topology != clustermesh.TopologyGateway || p.in.Own != nil && p.in.Own.Gateway {
-		return nil, false
+// toward leaves the gateways out that are astray as to a cluster, if that leaves any:
+// one whose link there is cut is left by the far end, too, whose probes miss it.
+func (c carriers) toward(cluster clustermesh.ID, astray map[NodeKey]map[clustermesh.ID]bool) carriers {
+	there := slices.DeleteFunc(slices.Clone(c.gateways), func(n *clustermesh.Node) bool { return astray[NodeKey{uint16(c.cluster), n.Number}][cluster] })
+	if len(there) > 0 {
+		c.gateways = there
 	}
-	if p.in.Own == nil { // and so nobody's peer
-		return nil, true
+	return c
+}
+
+// uplink is the gateway by which this node, which is behind one, reaches a cluster;
+// nil = there is none.
+func (in *PlanInput) uplink(cluster clustermesh.ID) *clustermesh.Node {
+	if in.Own == nil { // and so nobody's peer
+		return nil
 	}
-	return newCarriers(p.in.OwnID, p.in.OwnNodes, p.in.Down).of(p.in.Own), true
+	return newCarriers(in.OwnID, in.OwnNodes, in.Down).toward(cluster, in.Astray).of(in.Own)
 }
 
 // remoteNodes gives a remote cluster's nodes their peers and tunnel routes: where
@@ -87,6 +96,10 @@ func (p *planner) remoteNodes(c PlanCluster) {
 		}
 	}
 	without := 0
+	var uplink *clustermesh.Node
+	if p.viaUplink {
+		uplink = p.in.uplink(c.ID)
+	}
 	for _, n := range nodes {
 		prefixes, ok := accepted[n.Name]
 		if !ok {
@@ -95,7 +108,7 @@ func (p *planner) remoteNodes(c PlanCluster) {
 		via := n
 		switch {
 		case p.viaUplink:
-			if via = p.uplink; via != nil && !p.isPeer("", via) {
+			if via = uplink; via != nil && !p.isPeer("", via) {
 				via = nil
 			}
 		case c.Topology == clustermesh.TopologyGateway:

@@ -271,7 +271,7 @@ func (s *State) Compute(budget int) (more bool) {
 // plan computes peers and routes anew and notes the differences.
 func (s *State) plan() {
 	s.stand.down = s.downGateways()
-	in := PlanInput{OwnID: s.ownID, Topology: s.stand.topology, Down: s.stand.down,
+	in := PlanInput{OwnID: s.ownID, Topology: s.stand.topology, Down: s.stand.down, Astray: s.stand.astray,
 		OnLink: s.onLink, UnderlayMTU: s.mtu, EncryptAll: s.encryptAll, Chained: s.chained}
 	for _, c := range s.clusters {
 		nodes := slices.Collect(maps.Values(c.nodes))

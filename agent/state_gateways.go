@@ -13,6 +13,59 @@ type stand struct {
 	topology clustermesh.Topology // of the own cluster
 	gateway  bool                 // this node is one
 	down     map[NodeKey]bool     // gateways that were judged down
+	astray   map[NodeKey]map[clustermesh.ID]bool
+}
+
+// missedAll is how many probes in a row a gateway says that it lost of each node of
+// a cluster that it no longer reaches: about what a verdict of its own takes.
+const missedAll = 20
+
+// behind reports whether this node is behind a gateway.
+func (s *State) behind() bool {
+	return s.stand.topology == clustermesh.TopologyGateway && !s.stand.gateway
+}
+
+// SetMissing says which nodes the agents of the own cluster miss. A gateway probes
+// other clusters directly, whoever is behind it, so that what it misses says where
+// it leads; those behind it hear of a cut there from nobody else. All nodes must be
+// missed, as some may be dead. An agent speaks of the nodes alone that it was chosen
+// to probe: in a cluster of many agents a gateway may not be chosen for all, and then
+// this says nothing.
+func (s *State) SetMissing(missing map[string]map[NodeKey]uint8) {
+	astray := map[NodeKey]map[clustermesh.ID]bool{}
+	own := s.clusters[s.own]
+	for name, missed := range missing {
+		g := own.nodes[name]
+		if g == nil || !g.Gateway {
+			continue
+		}
+		for _, c := range s.clusters {
+			if c.peer != nil && c.missedBy(missed) {
+				k := NodeKey{uint16(s.ownID), g.Number}
+				if astray[k] == nil {
+					astray[k] = map[clustermesh.ID]bool{}
+				}
+				astray[k][c.id] = true
+			}
+		}
+	}
+	if !maps.EqualFunc(astray, s.stand.astray, maps.Equal[map[clustermesh.ID]bool, map[clustermesh.ID]bool]) {
+		s.stand.astray, s.planDirty = astray, true
+	}
+}
+
+// missedBy reports whether all nodes of a cluster are among those missed.
+func (c *clusterState) missedBy(missed map[NodeKey]uint8) bool {
+	probed := 0
+	for _, n := range c.nodes {
+		if n.Number == 0 || len(n.TunnelAddresses) == 0 {
+			continue
+		}
+		if probed++; missed[NodeKey{uint16(c.id), n.Number}] < missedAll {
+			return false
+		}
+	}
+	return probed > 0
 }
 
 // topology is what the cluster last said.
@@ -95,6 +148,12 @@ func (s *State) mayPlan() bool {
 // gatewayStatus says who carries what of a cluster.
 func (s *State) gatewayStatus(c *clusterState, out *ClusterStatus) {
 	out.Topology = c.topology().String()
+	if own := s.clusters[s.own]; c.peer != nil && s.behind() && own.nodes[s.node] != nil {
+		way := newCarriers(s.ownID, slices.Collect(maps.Values(own.nodes)), s.stand.down).toward(c.id, s.stand.astray)
+		if g := way.of(own.nodes[s.node]); g != nil {
+			out.Gateway = g.Name
+		}
+	}
 	if c.topology() != clustermesh.TopologyGateway {
 		return
 	}

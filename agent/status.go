@@ -58,8 +58,8 @@ type ClusterStatus struct {
 	Refused      map[string]uint64 `json:"refused,omitempty"` // records not believed, by reason
 	Topology     string            `json:"topology"`          // mesh, gateway
 	Gateways     []GatewayStatus   `json:"gateways,omitempty"`
-	// Gateway is, of the own cluster, the gateway by which this node reaches other
-	// clusters; absent: it is behind none.
+	// Gateway is the gateway by which this node reaches the cluster, of the own cluster
+	// that by which it reaches all others that all gateways reach; absent: it is behind none.
 	Gateway string `json:"gateway,omitempty"`
 }
 
