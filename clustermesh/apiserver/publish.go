@@ -301,17 +301,23 @@ func (c *core) ensure(ctx context.Context) bool {
 	at := clustermesh.OriginAt(time.Now())
 	var problems []Problem
 	texts := unnumbered(c.identities, c.d.unnumbered, func(text string) bool { return len(c.d.podsByText[text]) > 0 })
-	done, err := c.identities.ensure(ctx, texts)
-	for _, text := range done {
-		c.d.touchIdentity(text, at)
-	}
+	_, err := c.identities.ensure(ctx, texts)
 	ok := c.numbered("identities", err, &problems)
 	nodes := unnumbered(c.nodeNumbers, c.d.unnumberedNodes, func(node string) bool { return c.d.nodes[node] != nil })
-	done, err = c.nodeNumbers.ensure(ctx, nodes)
-	for _, node := range done {
-		c.d.touchNode(node, at)
-	}
+	_, err = c.nodeNumbers.ensure(ctx, nodes)
 	ok = c.numbered("node numbers", err, &problems) && ok
+	// Whoever gave it: a registration, or another replica that was faster, whose
+	// change is read with the next list and says nothing new when it comes.
+	for text := range c.d.unnumbered {
+		if _, has := c.identities.lookup(text); has {
+			c.d.touchIdentity(text, at)
+		}
+	}
+	for node := range c.d.unnumberedNodes {
+		if _, has := c.nodeNumbers.lookup(node); has {
+			c.d.touchNode(node, at)
+		}
+	}
 	c.problems.Set("numbers", problems)
 	if ok {
 		clear(c.d.unnumbered)

@@ -12,7 +12,7 @@ func generate(seed uint64) schedule {
 	g.s = schedule{Seed: seed, Nodes: 2}
 	rounds, steps := 2, 14
 	switch {
-	case seed%50 == 0: // a mesh of full size, for a short time
+	case seed%100 == 0: // a mesh of full size, for a short time
 		g.s.Clusters, g.s.Agents, g.s.Replicas = maxClusters, 1, 1
 		rounds, steps = 1, 20
 	case seed%10 == 0:
@@ -130,7 +130,7 @@ func (g *generator) networkFault() {
 
 func (g *generator) controlFault() {
 	c, v := g.cluster(), g.replica()
-	switch g.r.IntN(14) {
+	switch g.r.IntN(15) {
 	case 0:
 		g.add("hangup", c)
 	case 1, 2:
@@ -151,6 +151,8 @@ func (g *generator) controlFault() {
 		g.add("backup", c)
 	case 12:
 		g.add("restore", c)
+	case 13:
+		g.add("clock", c, v, g.r.IntN(7200)-3600)
 	default:
 		g.add("lie", c, g.other())
 	}

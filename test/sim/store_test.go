@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +26,7 @@ type door struct {
 	stall  time.Time // until then nothing gets through: a process that is stopped, a disk that is slow
 	broken error
 	after  time.Duration // every call takes that long
+	ahead  time.Duration // that the server's clock is, by what it writes
 }
 
 var errDark = errors.New("out of reach")
@@ -106,7 +109,47 @@ func (d *door) Commit(ctx context.Context, ops ...kvstore.Op) (kvstore.Position,
 	if err := d.wait(); err != nil {
 		return kvstore.Position{}, err
 	}
-	return d.Faulty.Commit(context.WithoutCancel(ctx), ops...)
+	return d.Faulty.Commit(context.WithoutCancel(ctx), d.stamped(ops)...)
+}
+
+// clock sets a server's clock: all that it writes says another time.
+func (d *door) clock(ahead time.Duration) {
+	d.mu.Lock()
+	d.ahead = ahead
+	d.mu.Unlock()
+}
+
+// stamped are operations as a server writes them whose clock is wrong.
+func (d *door) stamped(ops []kvstore.Op) []kvstore.Op {
+	d.mu.Lock()
+	ahead := d.ahead
+	d.mu.Unlock()
+	if ahead == 0 {
+		return ops
+	}
+	out := slices.Clone(ops)
+	for i, op := range ops {
+		op.Decode(func(text string, value []byte, lease int64) {
+			if key, err := clustermesh.ParseKey(text); err == nil {
+				out[i] = kvstore.Put(text, shifted(key, value, ahead), lease)
+			}
+		}, func(string) {}, func(string, int64) {}, func(string, int64) {})
+	}
+	return out
+}
+
+// shifted is a record whose origin is another time.
+func shifted(key clustermesh.Key, value []byte, by time.Duration) []byte {
+	r, err := clustermesh.Decode(key, value)
+	if err != nil {
+		return value
+	}
+	origin := reflect.ValueOf(r).Elem().FieldByName("Origin")
+	origin.SetInt(origin.Int() + int64(by))
+	if again, err := clustermesh.Encode(r); err == nil {
+		return again
+	}
+	return value
 }
 
 func (d *door) Grant(ctx context.Context, ttl time.Duration) (kvstore.Lease, error) {

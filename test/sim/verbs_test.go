@@ -46,6 +46,9 @@ func init() {
 		"slow": {"cluster replica ms: every call to the store takes that long", onServer(func(v *server, st step) bool {
 			return v.withDoor(func(d *door) { d.slow(time.Duration(st.arg(2)) * time.Millisecond) })
 		})},
+		"clock": {"cluster replica seconds: its clock is so far ahead, or behind", onServer(func(v *server, st step) bool {
+			return v.withDoor(func(d *door) { d.clock(time.Duration(st.arg(2)) * time.Second) })
+		})},
 		"unlead":  {"cluster: the leader key is gone, as if its lease were over", onCluster((*cluster).doUnlead)},
 		"faulty":  {"cluster replica percent: calls to the store fail, also after they took effect", onServer((*server).doFaulty)},
 		"wipe":    {"cluster: its store is another one, and empty", onCluster((*cluster).doWipe)},
