@@ -50,7 +50,7 @@ var cases = map[string][]string{
 	"external": {"etcd.mode=external", "apiserver.replicas=2", "etcd.external.secretName=etcd-client", "etcd.external.endpoints={https://10.0.0.9:2379,https://10.0.0.8:2379}"},
 	"lb":       {"apiserver.service.type=LoadBalancer", "apiserver.advertise={mesh.aws.example:9443}", "metrics.expose=true", "metrics.podMonitor.enabled=true"},
 	"none":     {"cni.mode=none", "cluster.podPrefixes={10.64.0.0/16,fd10:1::/56}", "mcs.enabled=false", "mcs.installCRDs=false"},
-	"special": {"agent.mountBPFFS=true", "agent.extraCapabilities={DAC_OVERRIDE}", "image.digest=sha256:" + strings.Repeat("0", 64), "image.pullSecrets={pull}",
+	"special": {"agent.mountBPFFS=true", "apiserver.gossipKeyRotation=90m", "agent.extraCapabilities={DAC_OVERRIDE}", "image.digest=sha256:" + strings.Repeat("0", 64), "image.pullSecrets={pull}",
 		"ca.certManager.enabled=true", "mcs.dnsPort=1053", "apiserver.storage.type=persistentVolumeClaim", "apiserver.storage.storageClassName=local"},
 	"chained": append(chained, "cni.chain=10-aws.conflist"),
 	"cleanup": {"cleanup.enabled=true"},
