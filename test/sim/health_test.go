@@ -97,7 +97,7 @@ func (n *node) checkShut(k agent.ClusterKey) {
 // checkVerdicts: what has been well for long is up, and what has been cut for long
 // is down, where an agent runs whose tables work.
 func (n *node) checkVerdicts() {
-	if n.a == nil || n.broken.Load() || n.drifted || time.Now().UnixNano() < n.stalled.Load()+int64(wellFor) || time.Since(n.ups) < wellFor {
+	if n.a == nil || n.broken.Load() || n.drifted.Load() || time.Now().UnixNano() < n.stalled.Load()+int64(wellFor) || time.Since(n.ups) < wellFor {
 		return
 	}
 	for k := range n.down.Rows() {

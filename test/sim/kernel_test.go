@@ -19,7 +19,7 @@ func (n *node) watch() {
 		n.checkAlways(k, v)
 	})
 	n.slots.OnChange(func(k agent.SlotKey, v *agent.SlotRow) {
-		if v == nil && !n.drifted {
+		if v == nil && !n.drifted.Load() {
 			n.checkSlotLeft(k)
 		}
 	})
@@ -51,7 +51,7 @@ func (n *node) watch() {
 
 // checkRoute: what goes to a prefix may be lost, but it never goes in clear.
 func (n *node) checkRoute(k agent.RouteKey, v *agent.RouteRow) {
-	if n.drifted {
+	if n.drifted.Load() {
 		return
 	}
 	_, guarded := n.routes.Get(agent.RouteKey{Prefix: k.Prefix, Kind: agent.RouteBlackhole})
@@ -76,7 +76,7 @@ func (n *node) checkSlotLeft(k agent.SlotKey) {
 }
 
 func (n *node) checkSlots(k agent.ServiceKey, row agent.ServiceRow) {
-	if n.drifted {
+	if n.drifted.Load() {
 		return
 	}
 	for _, g := range row.Groups {
@@ -108,7 +108,7 @@ func (n *node) checkIP(k agent.Addr, row agent.IPCacheRow) {
 	} else if c != nil && id.Number() != 0 {
 		c.steady.checkMeaning(n, k.IP(), id)
 	}
-	if !n.drifted && row.Flags&agent.IPEncrypted != 0 && n.registered(k.IP()) && !n.path(k.IP()) {
+	if !n.drifted.Load() && row.Flags&agent.IPEncrypted != 0 && n.registered(k.IP()) && !n.path(k.IP()) {
 		n.s.fail("path", "%s: address %v (%s) has no peer", n.name, k, agent.IPText.Format(k, row))
 	}
 }
@@ -160,7 +160,7 @@ func (n *node) allowed() (out []netip.Prefix) {
 }
 
 func (n *node) checkPaths(what string) {
-	if n.drifted {
+	if n.drifted.Load() {
 		return
 	}
 	allowed := n.allowed()

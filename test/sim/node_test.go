@@ -31,7 +31,7 @@ type node struct {
 	broken   atomic.Bool  // tables fail: what should be written may not be
 	stalled  atomic.Int64 // until then no call of a table returns
 	drifting atomic.Bool  // rows vanish behind the agent's back
-	drifted  bool         // and that is not repaired for sure
+	drifted  atomic.Bool  // and that is not repaired for sure
 
 	a      *agent.Agent
 	gossip *member
@@ -70,7 +70,7 @@ func (n *node) boot() {
 	n.tables.Slots, n.tables.Services = faulty(n, n.slots), faulty(n, n.services)
 	n.tables.NodeHealth, n.tables.ClusterHealth = faulty(n, n.down), faulty(n, n.shut)
 	n.tables = n.plantTables(n.tables)
-	n.drifted = false
+	n.drifted.Store(false)
 	n.watch()
 }
 
@@ -191,7 +191,7 @@ func (t stallable[K, V]) Delete(keys []K) error {
 // drift takes some rows away behind the agent's back.
 func (n *node) drift(rows int) {
 	n.drifting.Store(true)
-	n.drifted = true
+	n.drifted.Store(true)
 	lose(n.ips, rows)
 	lose(n.slots, rows)
 	lose(n.services, rows)

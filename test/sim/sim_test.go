@@ -248,7 +248,7 @@ func (s *sim) rest() {
 	for _, c := range s.clusters {
 		c.settle()
 		for _, n := range c.agents {
-			n.drifted = false
+			n.drifted.Store(false)
 		}
 	}
 	took := time.Since(began)
