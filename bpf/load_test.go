@@ -209,6 +209,38 @@ func TestResizeKeepsRows(t *testing.T) {
 	}
 }
 
+// A version with more reasons, or fewer, takes over: what it counts begins at zero.
+func TestOtherReasons(t *testing.T) {
+	for _, reasons := range []uint32{2, 1000} {
+		o, opts := load(t)
+		enter(t, opts.CgroupPath)
+		o.program(t, front4, tcp, 1, oneOf(testBackend{server(t, "tcp", "127.0.0.1", 'a'), 1}))
+		size := o.Counts.MaxEntries()
+		o.Close()
+		other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: reasons})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := pinOver(other, filepath.Join(opts.PinDir, rowsMapTmbCounters1)); err != nil {
+			t.Fatal(err)
+		}
+		o = reload(t, opts)
+		if got := dial(t, front4); got != 'a' {
+			t.Errorf("over %d reasons: answer from %c", reasons, got)
+		}
+		o.Close()
+		o = reload(t, opts)
+		if got := o.Counts.MaxEntries(); got != size {
+			t.Errorf("over %d reasons: room for %d, wanted %d", reasons, got, size)
+		}
+		if _, err := o.Counters(); err != nil {
+			t.Error(err)
+		}
+		o.Close()
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	dir := pinDir(t)
 	opts := Options{PinDir: dir, CgroupPath: cgroup(t), Sizes: small}

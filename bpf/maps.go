@@ -222,11 +222,16 @@ func sameLayout(spec *ebpf.MapSpec, m *ebpf.Map) error {
 	return nil
 }
 
-// resize makes a map of the spec's size with the rows of old.
+// resize makes a map of the spec's size with the rows of old. Counters begin at
+// zero: another number of them is another version's list of reasons, by which the
+// old rows may mean something else.
 func resize(spec *ebpf.MapSpec, old *ebpf.Map) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(spec)
 	if err != nil {
 		return nil, fmt.Errorf("make map %s for %d rows: %w", spec.Name, spec.MaxEntries, err)
+	}
+	if old.Type() == ebpf.PerCPUArray {
+		return m, nil
 	}
 	n, err := copyRows(m, old, ebpf.UpdateAny)
 	if err != nil {
