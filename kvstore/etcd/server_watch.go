@@ -358,7 +358,7 @@ func (c *watchConn) sendEvents(w *serverWatch, body []byte, rev int64, last bool
 // encode makes one WatchResponse of the first events and returns the rest.
 func (w *serverWatch) encode(pos kvstore.Position, events []kvstore.Event) (body []byte, rest []kvstore.Event) {
 	size := 64
-	for i := range events {
+	for i := 0; i < len(events) && size < fragmentBytes; i++ {
 		size += len(events[i].KV.Key) + len(events[i].KV.Value) + 48
 	}
 	body = answerBuffer(min(size, fragmentBytes))

@@ -75,7 +75,7 @@ func (s *suite) outage(ctx context.Context, o outage, services int) (err error) 
 		return err
 	}
 	defer s.done(m, &err)
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, patience)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ func loss(ctx context.Context, s *suite) (err error) {
 		return err
 	}
 	defer s.done(m, &err)
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, patience)
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func partial(ctx context.Context, s *suite) (err error) {
 		return err
 	}
 	defer s.done(m, &err)
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, patience)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func flapping(ctx context.Context, s *suite) (err error) {
 		return err
 	}
 	defer s.done(m, &err)
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, patience)
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func allLinks(ctx context.Context, s *suite) (err error) {
 		return err
 	}
 	defer s.done(m, &err)
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, patience)
 	if err != nil {
 		return err
 	}

@@ -17,11 +17,11 @@ func controlPlanes(ctx context.Context, s *suite) (err error) {
 		return err
 	}
 	defer s.done(m, &err)
-	kept, err := m.keepers(20)
+	kept, err := m.keepers(20, never)
 	if err != nil {
 		return err
 	}
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, never)
 	if err != nil {
 		return err
 	}
@@ -38,10 +38,8 @@ func controlPlanes(ctx context.Context, s *suite) (err error) {
 	if _, err := probes[0].AwaitMore(ctx, begin, connections); err != nil {
 		return err
 	}
-	failed, all, first := probes.failures(begin)
-	s.never(fmt.Sprintf("none of %d new connections fails", connections), failed, fmt.Sprintf("%d of %d in %s %s", failed, all, seconds(time.Since(begin)), first))
-	cut, asked, first := streams(kept).failures(begin)
-	s.never("none of 20 established connections is reset", cut, fmt.Sprintf("%d of %d requests failed %s", cut, asked, first))
+	s.noneFails(fmt.Sprintf("none of %d new connections fails", connections), probes, begin)
+	s.noneFails("none of 20 established connections is reset", kept, begin)
 	after, err := m.verdicts(ctx)
 	if err != nil {
 		return err
@@ -51,10 +49,10 @@ func controlPlanes(ctx context.Context, s *suite) (err error) {
 }
 
 // keepers are clients that ask over one connection each.
-func (m *mesh) keepers(n int) (streams, error) {
+func (m *mesh) keepers(n int, timeout time.Duration) (streams, error) {
 	var all streams
 	for i := range n {
-		c, err := m.client.Client(fmt.Sprintf("keep-%d", i), lab.ClientOptions{Target: target, Interval: 50 * time.Millisecond, Timeout: 30 * time.Second, Mark: mark, Keep: true})
+		c, err := m.client.Client(fmt.Sprintf("keep-%d", i), lab.ClientOptions{Target: target, Interval: 50 * time.Millisecond, Timeout: timeout, Mark: mark, Keep: true})
 		if err != nil {
 			return nil, err
 		}
@@ -71,7 +69,7 @@ func established(ctx context.Context, s *suite) (err error) {
 		return err
 	}
 	defer s.done(m, &err)
-	kept, err := m.keepers(12)
+	kept, err := m.keepers(12, 30*time.Second)
 	if err != nil {
 		return err
 	}
@@ -176,7 +174,7 @@ func reboot(ctx context.Context, s *suite) (err error) {
 		changed = 1
 	}
 	s.never("every pod has the address it had", changed, fmt.Sprintf("%d lists differ", changed))
-	probes, err := m.streams(ctx)
+	probes, err := m.streams(ctx, never)
 	if err != nil {
 		return err
 	}
@@ -185,8 +183,7 @@ func reboot(ctx context.Context, s *suite) (err error) {
 	if _, err := probes[0].AwaitMore(ctx, calm, 5000); err != nil {
 		return err
 	}
-	failed, all, first := probes.failures(calm)
-	s.never("none of 5000 new connections fails then", failed, fmt.Sprintf("%d of %d %s", failed, all, first))
+	s.noneFails("none of 5000 new connections fails then", probes, calm)
 	return nil
 }
 

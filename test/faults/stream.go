@@ -10,14 +10,20 @@ import (
 )
 
 // patience of one request: a connection that got no answer by then has failed.
-const patience = 500 * time.Millisecond
+const (
+	// patience finds out soon that something is dead.
+	patience = 500 * time.Millisecond
+	// never is for where nothing is: a lost SYN is sent again after one second and
+	// after two more, so that a busy machine is not taken for a lost connection.
+	never = 5 * time.Second
+)
 
 // streams are new connections at a steady rate, from every node of home: a
 // thousand a second from the first, fewer from the others, as the machine that
 // measures must not be what is measured.
 type streams []*lab.Client
 
-func (m *mesh) streams(ctx context.Context) (streams, error) {
+func (m *mesh) streams(ctx context.Context, timeout time.Duration) (streams, error) {
 	var all streams
 	for i, n := range m.home.Nodes {
 		pod, interval := m.client, time.Millisecond
@@ -28,7 +34,7 @@ func (m *mesh) streams(ctx context.Context) (streams, error) {
 				return nil, err
 			}
 		}
-		c, err := pod.Client("stream", lab.ClientOptions{Target: target, Interval: interval, Timeout: patience, Mark: mark, Open: true})
+		c, err := pod.Client("stream", lab.ClientOptions{Target: target, Interval: interval, Timeout: timeout, Mark: mark, Open: true})
 		if err != nil {
 			return nil, err
 		}
@@ -88,6 +94,26 @@ func lastFailure(results []lab.Result, t time.Time) (last time.Time, failed int)
 		}
 	}
 	return last, failed
+}
+
+// noneFails is the promise that no request of the clients failed since t, and that
+// each of them was answered until now: one that hears nothing has no failure either.
+func (s *suite) noneFails(promised string, clients streams, t time.Time) {
+	failed, all, first := clients.failures(t)
+	silent := 0
+	for _, c := range clients {
+		if results := c.Since(t); len(results) == 0 || time.Since(results[len(results)-1].End) > time.Second {
+			silent++
+		}
+	}
+	detail := fmt.Sprintf("%d of %d in %s", failed, all, seconds(time.Since(t)))
+	if failed > 0 {
+		detail += ", the first: " + first
+	}
+	if silent > 0 {
+		detail += fmt.Sprintf("; %d of %d clients hear nothing", silent, len(clients))
+	}
+	s.never(promised, failed+silent, detail)
 }
 
 // failures of all streams since t.

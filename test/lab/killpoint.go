@@ -40,7 +40,8 @@ type Steps struct {
 // Count is how many steps it has begun.
 func (s *Steps) Count() int { return int(s.count.Load()) }
 
-// Killed waits until the agent is dead, and says before which step it died.
+// Killed waits until the agent is dead, and says before which step it died. One
+// that ended by itself is an error.
 func (s *Steps) Killed(ctx context.Context) (at string, err error) {
 	select {
 	case <-s.done:
@@ -49,6 +50,9 @@ func (s *Steps) Killed(ctx context.Context) (at string, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.at == "" && s.err == nil {
+		return "", fmt.Errorf("the agent ended by itself after %d steps", s.Count())
+	}
 	return s.at, s.err
 }
 

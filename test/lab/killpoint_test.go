@@ -28,7 +28,7 @@ func TestKillPoints(t *testing.T) {
 		seen[at]++
 	}
 	t.Logf("%d steps to readiness; killed before %s", whole, fmt.Sprint(seen))
-	if whole < 100 || seen["bpf"] == 0 || seen[""] > 0 {
+	if whole < 100 || seen["bpf"] == 0 {
 		t.Errorf("an agent's start is more than that")
 	}
 	noError(t, n.StartAgent(r.ctx))
