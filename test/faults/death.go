@@ -81,19 +81,21 @@ func (s *suite) outage(ctx context.Context, o outage, services int) (err error) 
 	}
 	defer probes.stop()
 	var took []time.Duration
+	var split parts
 	for trial := range o.trials {
-		d, err := s.trial(ctx, m, probes, o, trial)
+		d, err := s.trial(ctx, m, probes, o, trial, &split)
 		if err != nil {
 			return fmt.Errorf("trial %d of %d: %w", trial+1, o.trials, err)
 		}
 		took = append(took, d)
 	}
 	s.within(fmt.Sprintf("%s (%d services)", o.promised, services), o.limit, took)
+	s.tell(split)
 	return nil
 }
 
 // trial lets it happen once: how long new connections went to what is dead.
-func (s *suite) trial(ctx context.Context, m *mesh, probes streams, o outage, trial int) (took time.Duration, err error) {
+func (s *suite) trial(ctx context.Context, m *mesh, probes streams, o outage, trial int, split *parts) (took time.Duration, err error) {
 	// Probes come every so often: the failure must not keep step with them.
 	if err := sleep(ctx, time.Duration(rand.Int64N(int64(time.Second)))); err != nil {
 		return 0, err
@@ -108,6 +110,9 @@ func (s *suite) trial(ctx context.Context, m *mesh, probes streams, o outage, tr
 	took, failed, all := probes.avoided(begin)
 	if failed == 0 {
 		return 0, errors.New("no connection failed: nothing was broken")
+	}
+	if err := split.account(ctx, m, begin); err != nil {
+		return 0, err
 	}
 	healed := time.Now()
 	if err := o.heal(ctx, m, trial); err != nil {

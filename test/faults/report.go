@@ -73,4 +73,9 @@ func spread(took []time.Duration) string {
 	return fmt.Sprintf("median %s, worst %s (%d)", seconds(stats.Median(took)), seconds(slices.Max(took)), len(took))
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
+func seconds(d time.Duration) string {
+	if d < 100*time.Millisecond {
+		return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
+}
