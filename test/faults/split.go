@@ -31,7 +31,7 @@ func (p *parts) account(ctx context.Context, m *mesh, begin time.Time) error {
 				p.silence = append(p.silence, v.Silent.Sub(begin))
 				p.detection = append(p.detection, v.Decided.Sub(*v.Silent))
 			}
-			if v.Accused != nil && len(v.By) > 0 {
+			if v.Accused != nil && v.Accused.After(begin) && len(v.By) > 0 {
 				p.spreading = append(p.spreading, v.Decided.Sub(*v.Accused))
 			}
 			p.write = append(p.write, v.Written.Sub(v.Decided))
