@@ -20,7 +20,9 @@ const (
 // Left is how much of a cluster's weight is left at a time, in 1/65535: 0 = it
 // is drained, ShareAll = nothing is drained (any more). It depends on the record
 // and the time alone, so that it is the same on every node and after a restart.
-// A clock that is behind sees the state before; one that is ahead, the next one.
+// A clock that is behind sees the state before; one that is ahead, the next one:
+// before the start is as at the start, so that what takes no time is done at once
+// whatever the clock.
 func (r *Drain) Left(now time.Time) uint16 {
 	step, steps := r.step(now)
 	from, to := int64(r.From), int64(0)
@@ -46,12 +48,9 @@ func (r *Drain) Done() time.Time { return r.Start.Add(r.Over) }
 // step is how many of how many steps are done.
 func (r *Drain) step(now time.Time) (step, steps int64) {
 	steps = min(max(int64(r.Over/drainStep), 1), drainSteps)
-	gone := int64(now.Sub(r.Start))
-	switch {
-	case gone >= int64(r.Over):
+	gone := int64(max(now.Sub(r.Start), 0))
+	if gone >= int64(r.Over) {
 		return steps, steps
-	case gone <= 0:
-		return 0, steps
 	}
 	return min(gone*steps/int64(r.Over), steps-1), steps
 }

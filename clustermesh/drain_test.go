@@ -21,8 +21,7 @@ func TestDrainLeft(t *testing.T) {
 		}
 		at, last, steps := d.Start.Add(-time.Hour), d.From, 0
 		if d.Over == 0 {
-			last = end
-			at = d.Start
+			last = end // however far behind the clock is
 		}
 		if got := d.Left(at); got != last {
 			t.Fatalf("before: %d, want %d", got, last)
@@ -62,7 +61,8 @@ func TestDrainLeftByHand(t *testing.T) {
 	}{
 		{out, -5, ShareAll}, {out, 0.9, ShareAll}, {out, 1, 58982}, {out, 5.5, 32768}, {out, 9.99, 6554}, {out, 10, 0}, {out, 1e6, 0},
 		{back, 0, 13107}, {back, 2, 39321}, {back, 4, ShareAll},
-		{&Drain{Start: at, From: ShareAll}, 0, 0}, {&Drain{Start: at, From: 7, Back: true}, 0, ShareAll},
+		{&Drain{Start: at, From: ShareAll}, 0, 0}, {&Drain{Start: at, From: ShareAll}, -120, 0}, {&Drain{Start: at, From: 7, Back: true}, -120, ShareAll},
+		{back, -120, 13107}, {&Drain{Start: at, From: 7, Back: true}, 0, ShareAll},
 	} {
 		if got := test.drain.Left(at.Add(time.Duration(test.seconds * float64(time.Second)))); got != test.want {
 			t.Errorf("%+v after %v s: %d, want %d", test.drain, test.seconds, got, test.want)

@@ -85,15 +85,6 @@ func (p *Port) checkDrain(ctx context.Context, call drainCall) error {
 	if call.over < 0 || call.over > clustermesh.MaxDrain {
 		return bad(fmt.Sprintf("give --over from 0s to %v", clustermesh.MaxDrain), "%v is no time to do that in", call.over)
 	}
-	if call.cluster != p.own {
-		present, err := p.peers.read(ctx)
-		if err != nil {
-			return err
-		}
-		if _, is := present[call.cluster]; !is {
-			return Refuse(codes.NotFound, call.what(), "see `tombolo mesh list`", "cluster %s is neither %s nor a peer of it", call.cluster, p.own)
-		}
-	}
 	if call.back || call.service == (clustermesh.ServiceName{}) {
 		return nil // what is gone may be undrained
 	}
@@ -137,6 +128,11 @@ func (p *Port) drainOnce(ctx context.Context, call drainCall) (*clustermesh.Drai
 	r := &clustermesh.Drain{Cluster: call.cluster, Service: call.service, Start: now, Over: call.over, From: clustermesh.ShareAll, Back: call.back, By: printable(call.by), Origin: clustermesh.OriginAt(now)}
 	key := p.drainKey(r).String()
 	old, rev, err := p.readDrain(ctx, key)
+	unreadable := err != nil && rev != 0
+	if err != nil && !(unreadable && call.back) {
+		return nil, "", err
+	}
+	there, known, err := p.drainPeer(ctx, call, rev != 0)
 	if err != nil {
 		return nil, "", err
 	}
@@ -144,11 +140,12 @@ func (p *Port) drainOnce(ctx context.Context, call drainCall) (*clustermesh.Drai
 	if drained {
 		r.From = old.Left(now)
 	}
-	if err := p.refuseDrain(call, old, drained, now); err != nil {
+	if err := p.refuseDrain(call, old, drained || unreadable, now); err != nil {
 		return nil, "", err
 	}
-	ops := []kvstore.Op{kvstore.IfModRevision(key, rev)}
-	if call.back && call.over == 0 {
+	ops := append(there, kvstore.IfModRevision(key, rev))
+	if call.back && (call.over == 0 || unreadable || !known) {
+		r.Over = 0
 		ops = append(ops, kvstore.Delete(key))
 	} else {
 		value, err := clustermesh.Encode(r)
@@ -165,8 +162,26 @@ func (p *Port) drainOnce(ctx context.Context, call drainCall) (*clustermesh.Drai
 		return nil, "", err
 	}
 	p.log.Info("drain written", "cluster", call.cluster, "service", call.service.String(), "back", call.back, "over", call.over, "by", r.By)
-	warning, err := p.drainWarning(ctx, call, old, drained, now)
-	return r, warning, err
+	return r, p.drainWarning(ctx, call, old, drained), nil
+}
+
+// drainPeer reports whether the cluster is the own one or a peer, and returns what
+// holds while that is so: a drain that is written while its peer is removed would
+// be there for ever. A drain of one that is gone may still be lifted.
+func (p *Port) drainPeer(ctx context.Context, call drainCall, exists bool) (while []kvstore.Op, known bool, err error) {
+	if call.cluster == p.own {
+		return nil, true, nil
+	}
+	kv, err := getKey(ctx, p.cfg.Store, p.peers.prefix()+call.cluster)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case kv.Key != "":
+		return []kvstore.Op{kvstore.IfModRevision(kv.Key, kv.ModRevision)}, true, nil
+	case call.back && exists:
+		return nil, false, nil
+	}
+	return nil, false, Refuse(codes.NotFound, call.what(), "see `tombolo mesh list`", "cluster %s is neither %s nor a peer of it", call.cluster, p.own)
 }
 
 // refuseDrain refuses what is so already.
@@ -183,21 +198,20 @@ func (p *Port) refuseDrain(call drainCall, old *clustermesh.Drain, drained bool,
 	return nil
 }
 
-// drainWarning is what the operator should know, though it was done.
-func (p *Port) drainWarning(ctx context.Context, call drainCall, old *clustermesh.Drain, drained bool, now time.Time) (string, error) {
+// drainWarning is what the operator should know, though it was done. That it took
+// effect stands, also when what else is drained cannot be found out. What peers say
+// of themselves only the agents read.
+func (p *Port) drainWarning(ctx context.Context, call drainCall, old *clustermesh.Drain, drained bool) string {
 	if call.back {
-		return "", nil
+		return ""
 	}
 	if drained && !old.Back {
-		return fmt.Sprintf("%s was being drained already, over %v; what is left goes over %v now", call.object(), old.Over, call.over), nil
+		return fmt.Sprintf("%s was being drained already, over %v; what is left goes over %v now", call.object(), old.Over, call.over)
 	}
 	all, err := p.drains(ctx, p.cfg.Store)
-	if err != nil {
-		return "", err
-	}
-	present, err := p.peers.read(ctx)
-	if err != nil {
-		return "", err
+	present, err2 := p.peers.read(ctx)
+	if err := errors.Join(err, err2); err != nil {
+		return fmt.Sprintf("it is in force, but whether a cluster is left that is not drained could not be found out (%v): see `tombolo mesh status`", err)
 	}
 	rest := []string{p.own}
 	for name := range present {
@@ -209,9 +223,9 @@ func (p *Port) drainWarning(ctx context.Context, call drainCall, old *clustermes
 		}
 	}
 	if len(rest) == 0 {
-		return "no cluster is left that is not drained: as long as that is so, traffic goes on to the drained ones", nil
+		return "no cluster is left that is not drained: as long as that is so, traffic goes on to the drained ones"
 	}
-	return "", nil
+	return ""
 }
 
 func (p *Port) drainKey(r *clustermesh.Drain) clustermesh.Key {

@@ -157,7 +157,10 @@ func (p *Peers) set(ctx context.Context, peer *clustermesh.Peer, rev int64, more
 }
 
 // Delete takes a peer out and closes its connections, by way of its bundle.
-// The peer's mirrored records and its drains go with it. It is no error if there is none.
+// The peer's mirrored records and its drains go with it, the drains first: should
+// this end midway, the peer is still there to be removed. None can be written once
+// it is gone, so that a second look finds those written meanwhile. It is no error
+// if there is none.
 func (p *Peers) Delete(ctx context.Context, name string) error {
 	if name == p.own {
 		return errors.New("a cluster is not its own peer")
@@ -166,14 +169,14 @@ func (p *Peers) Delete(ctx context.Context, name string) error {
 	if err := clustermesh.ValidateClusterName(name); err != nil {
 		return err
 	}
-	if _, err := p.store.Commit(ctx, kvstore.Delete(key)); err != nil {
+	drains := clustermesh.KindPrefix(clustermesh.ScopeLocal, p.own, clustermesh.KindDrain) + name
+	if err := p.deletePrefix(ctx, drains+"/"); err != nil {
+		return err
+	}
+	if _, err := p.store.Commit(ctx, kvstore.Delete(key), kvstore.Delete(drains)); err != nil {
 		return err
 	}
 	p.bundles.Delete(name)
-	drains := clustermesh.KindPrefix(clustermesh.ScopeLocal, p.own, clustermesh.KindDrain) + name
-	if _, err := p.store.Commit(ctx, kvstore.Delete(drains)); err != nil {
-		return err
-	}
 	if err := p.deletePrefix(ctx, drains+"/"); err != nil {
 		return err
 	}
