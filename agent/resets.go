@@ -77,23 +77,21 @@ func (l *resetLoop) run(ctx context.Context) {
 		case <-l.wake:
 		}
 		for batch := l.take(); len(batch) > 0; batch = l.take() {
+			pause := resetPause
 			if err := l.resetter.Reset(ctx, batch); err == nil {
 				l.quiet.works("resets", "sockets to backends that are gone are reset again")
-				continue
-			} else if ctx.Err() == nil {
-				l.quiet.failed("resets", "cannot reset sockets to backends that are gone; trying again", err)
+			} else {
+				if ctx.Err() == nil {
+					l.quiet.failed("resets", "cannot reset sockets to backends that are gone; trying again", err)
+				}
+				l.add(batch)
+				pause = resetRetry
 			}
-			l.add(batch)
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(resetRetry):
+			case <-time.After(pause):
 			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(resetPause):
 		}
 	}
 }

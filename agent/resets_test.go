@@ -44,8 +44,14 @@ func TestResetLoop(t *testing.T) {
 		b := someBackends(resetBatch + 5)
 		l.add(b)
 		l.add(b[:2]) // each once
+		time.Sleep(resetPause - 1)
 		synctest.Wait()
-		if len(f.calls) == 0 || len(f.calls[0]) > resetBatch {
+		if len(f.calls) != 1 || len(f.calls[0]) != resetBatch {
+			t.Fatalf("%d calls before the pause is over", len(f.calls))
+		}
+		time.Sleep(2 * resetPause)
+		synctest.Wait()
+		if len(f.calls) != 2 {
 			t.Fatalf("%d calls", len(f.calls))
 		}
 		got := map[BackendKey]bool{}

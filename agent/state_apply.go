@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"iter"
 	"maps"
 	"net/netip"
@@ -57,6 +58,9 @@ func (s *State) takeChanges(c *clusterState, old, view *clustermesh.View, change
 	if list {
 		s.dropChangedIdentities(c, old, view)
 	}
+	if c.plannedBy(old.Cluster()) != c.plannedBy(view.Cluster()) {
+		s.planDirty = true
+	}
 	for ch := range changes {
 		s.take(c, ch)
 		s.takePolicy(c, view, ch.Key)
@@ -68,6 +72,19 @@ func (s *State) takeChanges(c *clusterState, old, view *clustermesh.View, change
 		s.retakeIPs(c, func(a clustermesh.AddressName) bool { _, ok := c.claims[a.Prefix]; return ok }, nil)
 	}
 	return peers
+}
+
+// plannedBy is what Plan takes from a cluster's own record: where it has gateways, and
+// the own cluster's pod prefixes, which are nobody else's; a peer's are the word of
+// the operator. A peer may write its record again at any rate.
+func (c *clusterState) plannedBy(r *clustermesh.Cluster) string {
+	switch {
+	case r == nil:
+		return ""
+	case c.peer != nil:
+		return r.Topology.String()
+	}
+	return fmt.Sprint(r.Topology, r.PodPrefixes)
 }
 
 // nowLive notes that a scope of a cluster is complete, and lets go what was kept
@@ -87,8 +104,6 @@ func (s *State) nowLive(c *clusterState, scope clustermesh.Scope) {
 // take notes one change of a view.
 func (s *State) take(c *clusterState, ch clustermesh.Change) {
 	switch ch.Key.Kind {
-	case clustermesh.KindCluster:
-		s.planDirty = true // its pod prefixes are nobody else's, and its topology
 	case clustermesh.KindNode:
 		s.takeNode(c, ch.Key.Name)
 	case clustermesh.KindAddress:

@@ -30,7 +30,7 @@ func newGoneFlows(backends []agent.BackendKey, sockets bool) goneFlows {
 // client is to be told. Datagrams to a service need no telling: the next one goes
 // to another backend.
 func (g goneFlows) leads(k bpf.FlowKey, f bpf.Flow) bool {
-	if f.Flags&(bpf.FlowReply|bpf.FlowGone) != 0 {
+	if f.Flags&(bpf.FlowReply|bpf.FlowGone) != 0 || k.Proto == protoTCP && !established(f) {
 		return false
 	}
 	b := agent.BackendKey{Addr: f.ToDst.B, Port: swap(f.DstPort), Proto: k.Proto}
@@ -44,6 +44,14 @@ func (g goneFlows) leads(k bpf.FlowKey, f bpf.Flow) bool {
 	return g.backends[b]
 }
 
+// established reports whether a stream's client waits for its backend: there was an
+// answer, and not both ends have closed. Before and after that there is nothing to
+// tell: the client's next SYN opens the flow anew by itself.
+func established(f bpf.Flow) bool {
+	const fins = bpf.FlowFinA | bpf.FlowFinB
+	return f.Flags&bpf.FlowAnswered != 0 && f.Flags&bpf.FlowReset == 0 && f.Flags&fins != fins
+}
+
 // ends are the opener of a flow and whom it called, by an opener's row.
 func ends(k bpf.FlowKey, f bpf.Flow) (opener, called [16]byte, port uint16) {
 	if f.Flags&bpf.FlowFromA != 0 {
@@ -54,6 +62,13 @@ func ends(k bpf.FlowKey, f bpf.Flow) (opener, called [16]byte, port uint16) {
 
 // mark has the programs tell the clients of those flows, with the next packet of
 // each, that their backend is gone. It returns the rows of the openers.
+//
+// A row can only be written as a whole, and the programs write it, too: what they write
+// between our reading and our writing, some microseconds, or as long as this thread is
+// off the processor then, is lost. Of a packet of the same connection that is its time,
+// or a FIN. A connection that takes the place of this one in that time would be
+// reset: as rows of streams that are open alone are marked, its client must have
+// forgotten an open connection, as after a crash, and used the same port again.
 func (g goneFlows) mark(flows *ebpf.Map) (marked map[bpf.FlowKey]bpf.Flow, err error) {
 	marked = map[bpf.FlowKey]bpf.Flow{}
 	err = eachFlow(flows, func(k bpf.FlowKey, f bpf.Flow) {
@@ -65,7 +80,7 @@ func (g goneFlows) mark(flows *ebpf.Map) (marked map[bpf.FlowKey]bpf.Flow, err e
 		return nil, err
 	}
 	for k := range marked {
-		// It may have been opened anew since.
+		// It may have been opened anew since: reading all of them takes long.
 		var f bpf.Flow
 		if flows.Lookup(k, &f) != nil || !g.leads(k, f) {
 			delete(marked, k)

@@ -38,6 +38,13 @@ func TestMarkGoneFlows(t *testing.T) {
 		service(3, protoTCP, stays, 8080, false)
 		service(4, udp, gone, 8080, false)
 		service(5, sctp, gone, 8080, false)
+		// Not yet open, or no longer: the next SYN opens it anew, maybe while we look.
+		for i, state := range []uint32{0, bpf.FlowAnswered | bpf.FlowReset, bpf.FlowAnswered | bpf.FlowFinA | bpf.FlowFinB} {
+			put(flowKey(client, swap(uint16(20+i)), vip, swap(80), protoTCP), bpf.Flow{
+				Flags: bpf.FlowService | bpf.FlowToDst | state, ToDst: gone, DstPort: swap(8080)}, client, false)
+		}
+		put(flowKey(client, swap(23), vip, swap(80), protoTCP), bpf.Flow{ // one end alone has closed
+			Flags: flags | bpf.FlowFinA, ToDst: gone, DstPort: swap(8080)}, client, true)
 		// From outside, by this node's address.
 		put(flowKey(node, swap(6), vip, swap(80), protoTCP), bpf.Flow{
 			Flags: flags | bpf.FlowToSrc | bpf.FlowOutside, ToSrc: node, SrcPort: swap(61000), ToDst: gone, DstPort: swap(8080)}, node, true)
@@ -76,7 +83,7 @@ func BenchmarkMarkGoneFlows(b *testing.B) {
 	client, vip, backend := flowAddr("10.0.0.9"), flowAddr("172.20.0.1"), flowAddr("10.0.0.6")
 	for i := range 4000 {
 		k := flowKey(client, uint16(i), vip, swap(80), protoTCP)
-		if err := m.Put(k, bpf.Flow{Flags: bpf.FlowService | bpf.FlowToDst, ToDst: backend, DstPort: swap(8080)}); err != nil {
+		if err := m.Put(k, bpf.Flow{Flags: bpf.FlowService | bpf.FlowToDst | bpf.FlowAnswered, ToDst: backend, DstPort: swap(8080)}); err != nil {
 			b.Fatal(err)
 		}
 	}

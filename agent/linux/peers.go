@@ -152,13 +152,8 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 		cfg.Peers = append(cfg.Peers, p)
 	}
 	if len(cfg.Peers) > 0 {
-		var silent []agent.PeerKey
 		if len(cfg.Peers) > speakAtOnce {
-			for i := range cfg.Peers {
-				cfg.Peers[i].PersistentKeepaliveInterval = nil
-				silent = append(silent, agent.PeerKey(cfg.Peers[i].PublicKey))
-			}
-			defer t.speak(silent)
+			defer t.speak(t.hush(cfg.Peers))
 		} else {
 			t.yield(now.own, cfg.Peers, rows, now.rows)
 		}
@@ -170,6 +165,18 @@ func (t *peers) Put(rows map[agent.PeerKey]agent.PeerRow) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// hush takes the keepalive out of configurations, and returns whose. They are written
+// as a whole: nothing that was held back earlier may follow.
+func (t *peers) hush(cfgs []wgtypes.PeerConfig) (silent []agent.PeerKey) {
+	for i := range cfgs {
+		key := agent.PeerKey(cfgs[i].PublicKey)
+		t.forgetHeld(key)
+		cfgs[i].PersistentKeepaliveInterval = nil
+		silent = append(silent, key)
+	}
+	return silent
 }
 
 func (t *peers) Delete(keys []agent.PeerKey) error {
