@@ -96,11 +96,25 @@ func (c *core) do(f func()) {
 
 var errStopping = errors.New("the mesh API server is stopping")
 
-// ask runs f in the core's goroutine and waits for it.
+// ask runs f in the core's goroutine and waits for it. If it gives up, f has not
+// run and never will: f may write to variables of the caller.
 func (c *core) ask(ctx context.Context, f func()) error {
+	var claimed atomic.Bool // by whoever decides first whether f runs
 	done := make(chan struct{})
+	giveUp := func(err error) error {
+		if claimed.CompareAndSwap(false, true) {
+			return err
+		}
+		<-done // it runs just now
+		return nil
+	}
 	select {
-	case c.work <- func() { defer close(done); f() }:
+	case c.work <- func() {
+		defer close(done)
+		if claimed.CompareAndSwap(false, true) {
+			f()
+		}
+	}:
 	case <-c.stopped:
 		return errStopping
 	case <-ctx.Done():
@@ -110,9 +124,9 @@ func (c *core) ask(ctx context.Context, f func()) error {
 	case <-done:
 		return nil
 	case <-c.stopped:
-		return errStopping
+		return giveUp(errStopping)
 	case <-ctx.Done():
-		return ctx.Err()
+		return giveUp(ctx.Err())
 	}
 }
 

@@ -180,8 +180,9 @@ func (f *Faulty) pass(ctx context.Context, s state, prefix string, after kvstore
 	inner, cancel := context.WithCancel(ctx)
 	batches := make(chan kvstore.Batch)
 	ended := make(chan error, 1)
+	watch := s.store.Watch(inner, prefix, after) // not in there: refresh writes s
 	go func() {
-		for batch, err := range s.store.Watch(inner, prefix, after) {
+		for batch, err := range watch {
 			if err != nil {
 				ended <- err
 				return
