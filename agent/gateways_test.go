@@ -113,3 +113,37 @@ func TestGatewayAstray(t *testing.T) {
 		}
 	})
 }
+
+// Verdicts that cannot be read keep peers and routes back for some seconds, not for
+// good, and it is said.
+func TestGatewayVerdictsUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.mesh.Put(t, "gcp", export, gateway(gcp.Node(2)),
+			with(gcp.Cluster(200), func(c *clustermesh.Cluster) { c.Topology = clustermesh.TopologyGateway }))
+		broken := agent.NewFaulty(w.tables.NodeHealth, func(agent.FaultOp, int, int) agent.Fault { return agent.Fault{Err: agent.ErrInjected} })
+		w.tables.NodeHealth = broken
+		w.start()
+		defer func() { w.stop() }()
+		said := func() bool {
+			_, text := w.get("/v1/status")
+			return strings.Contains(text, "were down before the agent started is not known") && strings.Contains(text, agent.ErrInjected.Error())
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if text := w.kernel(agent.TablePeers); strings.Contains(text, "10.2.") || said() {
+			t.Errorf("after 2 s: said %v, peers\n%s", said(), text)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if text := w.kernel(agent.TablePeers); !strings.Contains(text, "10.2.") || !said() {
+			t.Errorf("after 4 s: said %v, peers\n%s", said(), text)
+		}
+		broken.SetSchedule(agent.NoFaults)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if text := w.kernel(agent.TablePeers); !strings.Contains(text, "10.2.") || said() {
+			t.Errorf("read again: said %v, peers\n%s", said(), text)
+		}
+	})
+}

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -17,6 +19,10 @@ const (
 	// healthTalk is the least time between two words to other agents, and between two
 	// looks at theirs: when many nodes fall silent, many words are one.
 	healthTalk = 20 * time.Millisecond
+	// restoreWait is how long others wait for the verdicts of a former life when they
+	// cannot be read. An agent that plans nothing is worse than one that goes back to a
+	// gateway which is down.
+	restoreWait = 3 * time.Second
 )
 
 // healthLoop probes and writes the two health tables, which are its own: no row
@@ -38,7 +44,8 @@ type healthLoop struct {
 	targets *HealthTargets // newer than the machine's; nil = none
 	record  *verdictRecord
 	changed bool       // verdicts differ from the wanted rows
-	writing sync.Mutex // guards the deltas: Dump reads them from other goroutines
+	writing sync.Mutex // guards the deltas, and blind: Dump reads them from other goroutines
+	blind   error      // why the verdicts of a former life are not known
 }
 
 func newHealthLoop(cfg HealthConfig, prober Prober, gossip Gossip, t Tables, quiet *quietLog) *healthLoop {
@@ -96,7 +103,7 @@ func (l *healthLoop) run(ctx context.Context) {
 		case a := <-answers:
 			l.takeAnswers(a, answers)
 		case <-resync.C:
-			l.read()
+			_ = l.read() // logged; the next one repairs
 		case <-timer.C:
 		}
 		again := l.takeGossip(time.Now())
@@ -121,7 +128,21 @@ func (l *healthLoop) run(ctx context.Context) {
 
 // restore reads the verdicts of a former life out of the kernel.
 func (l *healthLoop) restore(ctx context.Context) bool {
-	for !l.read() {
+	start, told := time.Now(), false
+	for {
+		err := l.read()
+		if err == nil {
+			break
+		}
+		if time.Since(start) >= restoreWait {
+			l.writing.Lock()
+			l.blind = err
+			l.writing.Unlock()
+			if !told && l.judged != nil {
+				l.judged(nil)
+			}
+			told = true
+		}
 		select {
 		case <-ctx.Done():
 			return false
@@ -129,6 +150,7 @@ func (l *healthLoop) restore(ctx context.Context) bool {
 		}
 	}
 	l.writing.Lock()
+	l.blind = nil
 	nodes, clusters := l.nodes.actualRows(), l.clusters.actualRows()
 	l.writing.Unlock()
 	l.mu.Lock()
@@ -138,16 +160,15 @@ func (l *healthLoop) restore(ctx context.Context) bool {
 	return true
 }
 
-func (l *healthLoop) read() bool {
+func (l *healthLoop) read() (failed error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	ok := true
 	for _, d := range []anyDelta{l.nodes, l.clusters} {
 		for {
 			done, err := d.Resync(MaxBatch)
 			if err != nil {
 				l.quiet.failed("read "+d.name(), "cannot read a health table; trying again", err, "table", d.name())
-				ok = false
+				failed = errors.Join(failed, fmt.Errorf("table %s: %w", d.name(), err))
 				break
 			}
 			if done {
@@ -156,7 +177,7 @@ func (l *healthLoop) read() bool {
 			}
 		}
 	}
-	return ok
+	return failed
 }
 
 func (l *healthLoop) takeTargets() {
@@ -391,6 +412,13 @@ func (l *healthLoop) problems() []clustermesh.Problem {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	var out []clustermesh.Problem
+	if l.blind != nil {
+		out = append(out, clustermesh.Problem{
+			What: "no node is probed, and which nodes and gateways were down before the agent started is not known",
+			Why:  "cannot read " + l.blind.Error(),
+			Fix:  "it is tried again by itself; all are taken for up meanwhile; see the log of the agent and of the kernel",
+		})
+	}
 	for _, d := range []anyDelta{l.nodes, l.clusters} {
 		if err := d.Problem(); err != nil {
 			out = append(out, tableProblem(d.name(), d.Stuck(), d.Len(), err))

@@ -16,6 +16,11 @@ const ProtocolVersion = 1
 // CapabilityProtocol is the capability that names this version's protocol.
 var CapabilityProtocol = capabilityPrefix + strconv.Itoa(ProtocolVersion)
 
+// CapabilityGateway is the capability of a cluster whose agents know topologies. One
+// without it takes every cluster for a mesh, and sends to nodes that are behind
+// gateways what these do not get.
+const CapabilityGateway = "gateway"
+
 const capabilityPrefix = "protocol/"
 
 // Problem is something that keeps two clusters from joining: what is wrong,

@@ -33,8 +33,9 @@ type contact struct {
 	reachable bool
 	err       error
 	seen      time.Time
-	since     time.Time // of the present loss
-	problem   string    // why its cluster record is not believed
+	since     time.Time            // of the present loss
+	problem   string               // why its cluster record is not believed
+	said      *clustermesh.Cluster // its cluster record; nil = not heard yet
 }
 
 // What a peer announces is taken over so often at a time, and then once in
@@ -227,6 +228,11 @@ func (p *Port) announced(ctx context.Context, name string, kv kvstore.KV) error 
 	if !ok || said.Name != name {
 		return fmt.Errorf("the record is not that of cluster %s", name)
 	}
+	if c := p.contacts.get(name); c != nil {
+		c.mu.Lock()
+		c.said = said
+		c.mu.Unlock()
+	}
 	next, rev, err := p.rolledOver(ctx, name, said)
 	if err != nil || next == nil {
 		return err
@@ -328,6 +334,7 @@ func (p *Port) Problems() []Problem {
 	if q := p.caProblem.Load(); q != nil {
 		out = append(out, *q)
 	}
+	gateways := p.cfg.Own().Topology == clustermesh.TopologyGateway
 	for _, peer := range p.peers.List() {
 		c := p.contacts.get(peer.Name)
 		if c == nil {
@@ -338,6 +345,11 @@ func (p *Port) Problems() []Problem {
 		if c.problem != "" {
 			out = append(out, Problem{Object: object, What: "its cluster record is not believed; what was known stays in force", Why: c.problem,
 				Fix: "correct that cluster's settings, or tombolo mesh remove " + peer.Name})
+		}
+		if gateways && c.said != nil && !slices.Contains(c.said.Capabilities, clustermesh.CapabilityGateway) {
+			out = append(out, Problem{Object: object, What: "nodes of this cluster that are behind gateways do not reach it, nor it them",
+				Why: fmt.Sprintf("the topology of this cluster is gateway, and the version of that one (%s) does not know it", printable(c.said.Version)),
+				Fix: "upgrade its mesh API server and agents, or set the topology of this cluster to mesh"})
 		}
 		if !c.reachable && !errors.Is(c.err, errNotYetReached) {
 			out = append(out, Problem{Object: object, What: "its mesh port cannot be reached; traffic is not affected", Why: printable(c.err.Error()), Since: c.since,

@@ -435,6 +435,56 @@ func TestPeerNamesShareABudget(t *testing.T) {
 	}
 }
 
+// A cluster with gateways names the peers whose version does not know of them.
+func TestPeerThatKnowsNoGateways(t *testing.T) {
+	a, b := joined(t)
+	announce := func(capabilities ...string) {
+		t.Helper()
+		rec := b.port.ownCluster()
+		rec.Capabilities = capabilities
+		value, err := clustermesh.Encode(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.store.Commit(t.Context(), kvstore.Put(clustermesh.ClusterKey(clustermesh.ScopeExport, "gcp"), value, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	named := func() bool {
+		return slices.ContainsFunc(a.port.Problems(), func(p Problem) bool {
+			return p.Object == "peer gcp" && strings.Contains(p.Why, "the topology of this cluster is gateway")
+		})
+	}
+	heard := func(capability string) {
+		t.Helper()
+		waitUntil(t, "aws hears "+capability, func() bool {
+			c := a.port.contacts.get("gcp")
+			if c == nil {
+				return false
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.said != nil && slices.Contains(c.said.Capabilities, capability)
+		})
+	}
+	announce("zstd")
+	heard("zstd")
+	if named() {
+		t.Error("a mesh needs no gateways")
+	}
+	a.mu.Lock()
+	a.own.Topology = clustermesh.TopologyGateway
+	a.mu.Unlock()
+	if !named() {
+		t.Errorf("gcp is not named: %v", a.port.Problems())
+	}
+	announce(capabilities...)
+	heard(clustermesh.CapabilityGateway)
+	if named() {
+		t.Error("gcp is named, though its version is new")
+	}
+}
+
 func TestUnreachablePeerIsAProblem(t *testing.T) {
 	a, b := joined(t)
 	waitUntil(t, "reachable", func() bool { s := a.port.PeerStatus(); return len(s) == 1 && s[0].Reachable })

@@ -423,7 +423,7 @@ func (c *core) announceAnew() {
 }
 
 // capabilities are announced in the cluster record: what a reader may rely on.
-var capabilities = []string{"zstd"}
+var capabilities = []string{"zstd", clustermesh.CapabilityGateway}
 
 // heldProblems says what the guard holds and how it is let go.
 func heldProblems(pub *kvstore.Publisher) []Problem {
