@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/clustermesh"
@@ -18,35 +20,67 @@ type DrainStatus struct {
 	Since    time.Time `json:"since"`             // when it began
 	Done     time.Time `json:"done"`              // when nothing is, or will be, left of it; with back: all
 	By       string    `json:"by,omitempty"`
+	Services int       `json:"services,omitempty"` // drained by themselves there, in place of a line for each
 }
 
-// drainStatus are those in force or on their way back, in a stable order.
+// drainStatus are those in force or on their way back, in a stable order: what this
+// cluster's operator says first. Of services that a peer drains, which may be many,
+// there is a count.
 func (s *State) drainStatus(now time.Time) []DrainStatus {
-	out := []DrainStatus{}
-	for _, d := range s.drains.list {
-		left := d.Left(now)
-		if d.Back && left == clustermesh.ShareAll {
-			continue
+	out, services := []DrainStatus{}, map[string]int{}
+	for id, d := range s.drains.in {
+		switch {
+		case d.Back && d.Left(now) == clustermesh.ShareAll:
+		case id.itself && id.cluster != s.own && id.service != (clustermesh.ServiceName{}):
+			services[id.cluster]++
+		default:
+			out = append(out, d.status(id, now))
 		}
-		st := DrainStatus{
-			Cluster: d.Cluster, ByItself: d.itself, Back: d.Back, Left: percent(left), Since: d.Start.UTC(), Done: d.Done().UTC(), By: Escape(d.By),
-		}
-		if d.Service != (clustermesh.ServiceName{}) {
-			st.Service = d.Service.String()
-		}
-		out = append(out, st)
 	}
+	for cluster, n := range services {
+		out = append(out, DrainStatus{Cluster: cluster, ByItself: true, Services: n})
+	}
+	slices.SortFunc(out, compareDrains)
 	return out
+}
+
+func (d drain) status(id drainID, now time.Time) DrainStatus {
+	st := DrainStatus{
+		Cluster: d.Cluster, ByItself: id.itself, Back: d.Back, Left: percent(d.Left(now)), Since: d.Start.UTC(), Done: d.Done().UTC(), By: Escape(d.By),
+	}
+	if d.Service != (clustermesh.ServiceName{}) {
+		st.Service = d.Service.String()
+	}
+	return st
+}
+
+func compareDrains(a, b DrainStatus) int {
+	if a.ByItself != b.ByItself {
+		if a.ByItself {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Or(compareStrings(a.Cluster, b.Cluster), compareStrings(a.Service, b.Service), a.Services-b.Services)
 }
 
 // drainsOf are those that concern a service.
 func (s *State) drainsOf(name clustermesh.ServiceName, now time.Time) (out []DrainStatus) {
-	imported, imports := s.imports.of[name]
-	for _, d := range s.drainStatus(now) {
-		if d.Service == "" || d.Service == name.String() || imports && d.Service == imported.String() {
-			out = append(out, d)
+	services := []clustermesh.ServiceName{{}, name}
+	if imported, imports := s.imports.of[name]; imports && imported != name {
+		services = append(services, imported)
+	}
+	for cluster := range s.clusters {
+		for _, service := range services {
+			for _, itself := range []bool{false, true} {
+				id := drainID{itself, cluster, service}
+				if d, is := s.drains.in[id]; is && !(d.Back && d.Left(now) == clustermesh.ShareAll) {
+					out = append(out, d.status(id, now))
+				}
+			}
 		}
 	}
+	slices.SortFunc(out, compareDrains)
 	return out
 }
 
@@ -54,6 +88,9 @@ func percent(left uint16) float64 { return float64(left) * 100 / clustermesh.Sha
 
 // Text says how far it is.
 func (d DrainStatus) Text(now time.Time) string {
+	if d.Services > 0 {
+		return fmt.Sprintf("%d of its services, by itself", d.Services)
+	}
 	who := ""
 	if d.ByItself {
 		who = ", by itself"

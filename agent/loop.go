@@ -190,7 +190,7 @@ func (a *Agent) measure(busy bool) {
 
 // noteSettled notes since when all clusters are synced and all rows written.
 func (a *Agent) noteSettled(now time.Time) {
-	if len(a.state.dirty)+len(a.state.pass.waiting) == 0 && !a.state.policyDue() && a.allWritten() {
+	if len(a.state.dirty)+a.state.pass.waiting() == 0 && !a.state.policyDue() && a.allWritten() {
 		if a.settled.IsZero() {
 			a.settled = now
 		}

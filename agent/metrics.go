@@ -53,8 +53,9 @@ var (
 	descByOthers  = desc("nodes_down_by_agreement", "Nodes judged down because several agents agreed.")
 	descResets    = desc("socket_resets_asked_total", "Backends that are gone, for whose connections a reset was asked.")
 	descResetLost = desc("socket_resets_lost_total", "Backends that are gone, and for which there was no room to remember it.")
-	descDrained   = prometheus.NewDesc("tombolo_drain_left_ratio", "How much of its weight a cluster that is drained, or returns, has left in this node's services. by: itself, or operator (of the own cluster). service: empty = all.", []string{"cluster", "service", "by"}, nil)
-	descDrainedAt = prometheus.NewDesc("tombolo_drain_start_timestamp_seconds", "When a drain or return began.", []string{"cluster", "service", "by"}, nil)
+	descDrained   = prometheus.NewDesc("tombolo_drain_left_ratio", "How much of its weight a cluster that is drained, or returns, has left in this node's services. by: itself, or operator (of the own cluster).", []string{"cluster", "by"}, nil)
+	descDrainedAt = prometheus.NewDesc("tombolo_drain_start_timestamp_seconds", "When the drain or return of a cluster began.", []string{"cluster", "by"}, nil)
+	descDrainedIn = prometheus.NewDesc("tombolo_drain_services", "Services in a cluster that are drained, or return, by themselves.", []string{"cluster", "by"}, nil)
 	descPass      = desc("background_services_total", "Services merged again in the background because shares changed.")
 	descPods      = desc("pods", "Pods on this node.")
 	descEndpoints = prometheus.NewDesc("tombolo_endpoints", "Endpoints of this node by state: creating, ready, regenerating, disconnecting.", []string{"state"}, nil)
@@ -81,7 +82,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 		descReady, descWanted, descSize, descPending, descStuck, descHeld, descWritten, descRemoved, descDrifted, descErrors,
 		descSynced, descConnected, descStale, descRevision, descRecords, descNodes, descDown, descNodesDown,
 		descRoundTrip, descLoss, descGateway, descBehind,
-		descMembers, descVerdicts, descChosen, descByOthers, descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descDrained, descDrainedAt, descPass, descPods, descEndpoints, descUnmanaged,
+		descMembers, descVerdicts, descChosen, descByOthers, descRefused, descProbes, descMisses, descProblems, descServices, descResets, descResetLost, descDrained, descDrainedAt, descDrainedIn, descPass, descPods, descEndpoints, descUnmanaged,
 	} {
 		out <- d
 	}
@@ -125,14 +126,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(descUnmanaged, float64(len(s.Unmanaged)))
 	counter(descPass, passed)
-	for _, d := range s.Drains {
-		by := "operator"
-		if d.ByItself {
-			by = "itself"
-		}
-		gauge(descDrained, d.Left/100, d.Cluster, d.Service, by)
-		gauge(descDrainedAt, float64(d.Since.Unix()), d.Cluster, d.Service, by)
-	}
+	c.drains(s.Drains, gauge)
 	asked, full := c.a.resets.counts()
 	counter(descResets, asked)
 	counter(descResetLost, full+lost)
@@ -218,4 +212,29 @@ func oneIf(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// drains are a series for each cluster, and for its services together: these may be
+// many.
+func (collector) drains(list []DrainStatus, gauge func(*prometheus.Desc, float64, ...string)) {
+	type who struct{ cluster, by string }
+	services := map[who]int{}
+	for _, d := range list {
+		w := who{d.Cluster, "operator"}
+		if d.ByItself {
+			w.by = "itself"
+		}
+		switch {
+		case d.Services > 0:
+			services[w] += d.Services
+		case d.Service != "":
+			services[w]++
+		default:
+			gauge(descDrained, d.Left/100, w.cluster, w.by)
+			gauge(descDrainedAt, float64(d.Since.Unix()), w.cluster, w.by)
+		}
+	}
+	for w, n := range services {
+		gauge(descDrainedIn, float64(n), w.cluster, w.by)
+	}
 }

@@ -105,7 +105,7 @@ func (s *State) rowsOf(name clustermesh.ServiceName, old appliedService) service
 
 func (s *State) mergeInput(name clustermesh.ServiceName) clustermesh.MergeInput {
 	in := clustermesh.MergeInput{Name: name, Local: s.own, Views: s.exports, Home: s.clusters[s.own].views[clustermesh.ScopeLocal]}
-	if len(s.drains.list) > 0 || !s.slow.nothings {
+	if len(s.drains.in) > 0 || !s.slow.nothings {
 		imported := s.imports.of[name]
 		in.Left = func(cluster string) uint16 { return s.weightLeft(cluster, name, imported) }
 	}

@@ -166,7 +166,7 @@ func (s *State) stepShut(now time.Time) {
 			delete(h.shut, c.id)
 			h.open[c.id] = now
 		}
-		s.touchShares(c)
+		s.touchShares(c, true)
 	}
 	for id := range s.removed {
 		delete(h.shut, id)
@@ -198,7 +198,7 @@ func (s *State) stepRamps(last, now time.Time) (next time.Time) {
 			delete(h.open, id)
 		}
 		if changed || done {
-			s.touchShares(s.byID(id))
+			s.touchShares(s.byID(id), true)
 		}
 	}
 	return next
@@ -215,9 +215,9 @@ func (s *State) touchNode(k NodeKey) {
 		for slice := range v.AllSlices() {
 			for i := range slice.Endpoints {
 				if slice.Endpoints[i].Node == k.Node {
-					s.pass.add(slice.Name.Service)
+					s.pass.add(slice.Name.Service, true)
 					for importer := range s.imports.by[slice.Name.Service] {
-						s.pass.add(importer)
+						s.pass.add(importer, true)
 					}
 					break
 				}

@@ -111,7 +111,7 @@ func (s *State) take(c *clusterState, ch clustermesh.Change) {
 			s.takeAddress(c, name.Node, name.Prefix)
 		}
 	case clustermesh.KindDrain:
-		s.drains.dirty = true
+		s.drains.note(ch.Key)
 	case clustermesh.KindWorkload:
 		if ns, name, ok := strings.Cut(ch.Key.Name, "/"); ok && c.peer == nil {
 			s.takeWorkload(clustermesh.ServiceName{Namespace: ns, Name: name})

@@ -174,7 +174,7 @@ func (a *Agent) status() Status {
 			s.Tables[len(s.Tables)-1].Pending++
 		}
 		if d.name() == TableServices {
-			s.Tables[len(s.Tables)-1].Pending += len(a.state.dirty) + len(a.state.pass.waiting)
+			s.Tables[len(s.Tables)-1].Pending += len(a.state.dirty) + a.state.pass.waiting()
 		}
 	}
 	s.Tables = append(s.Tables, a.health.tables()...)

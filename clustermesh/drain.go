@@ -63,7 +63,8 @@ func drainName(cluster string, service ServiceName) string {
 	return cluster + "/" + service.String()
 }
 
-func parseDrainName(name string) (cluster string, service ServiceName, err error) {
+// ParseDrainName reads the name part of a drain's key.
+func ParseDrainName(name string) (cluster string, service ServiceName, err error) {
 	cluster, rest, some := strings.Cut(name, "/")
 	if err := ValidateClusterName(cluster); err != nil {
 		return "", ServiceName{}, err
@@ -91,7 +92,7 @@ func (d *decoder) decodeDrain(name string, plain []byte) (Record, error) {
 	if m.From > ShareAll {
 		c.fail("a drain from %d; at most %d is all", m.From, ShareAll)
 	}
-	cluster, service, err := parseDrainName(name)
+	cluster, service, err := ParseDrainName(name)
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,7 @@ func validateName(kind Kind, name string) error {
 	case KindPeer:
 		return ValidateClusterName(name)
 	case KindDrain:
-		_, _, err := parseDrainName(name)
+		_, _, err := ParseDrainName(name)
 		return err
 	}
 	return fmt.Errorf("unknown kind %s", quote(string(kind)))

@@ -121,6 +121,11 @@ func (v *View) Peers() iter.Seq[*Peer] { return values(v.peers) }
 // view's own.
 func (v *View) Drains() iter.Seq[*Drain] { return values(v.drains) }
 
+// Drain is one of them, of a cluster or of a service in it; nil = there is none.
+func (v *View) Drain(cluster string, service ServiceName) *Drain {
+	return v.drains[drainName(cluster, service)]
+}
+
 // Workload is the workload of that namespace and name, or nil.
 func (v *View) Workload(n ServiceName) *Workload { return v.workloads[n] }
 

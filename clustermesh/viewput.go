@@ -18,6 +18,10 @@ const (
 // maxSymbols bounds the distinct names that a view's tables hold on to.
 const maxSymbols = 1 << 20
 
+// MaxServiceDrains bounds the services that another cluster may say it drains:
+// each costs the readers work for a while. That it drains itself is always heard.
+const MaxServiceDrains = 1000
+
 // RefusalClass sorts refusals for counters.
 type RefusalClass string
 
@@ -30,6 +34,7 @@ const (
 	RefusedNumber    RefusalClass = "number"    // a node number of another node
 	RefusedWireGuard RefusalClass = "wireguard" // a WireGuard key of another node
 	RefusedBudget    RefusalClass = "budget"    // more keys or bytes than were admitted
+	RefusedDrains    RefusalClass = "drains"    // more drained services than are heard of
 )
 
 // RefusedError says why a record was not believed.
@@ -81,6 +86,9 @@ func (v *View) room(r Record) error {
 	if _, ok := r.(*Address); ok && len(v.addresses.symbols.list) > maxSymbols {
 		return refuse(RefusedBudget, "more than %d distinct names in address records", maxSymbols)
 	}
+	if err := v.roomForDrain(r); err != nil {
+		return err
+	}
 	maxKeys, maxBytes := v.admission.budgets()
 	size := footprint(r)
 	if v.keys < maxKeys && v.bytes+size <= maxBytes {
@@ -94,6 +102,17 @@ func (v *View) room(r Record) error {
 		return refuse(RefusedBudget, "more than %d bytes: the cluster was admitted for no more; raise its budget or publish less", maxBytes)
 	}
 	return nil
+}
+
+func (v *View) roomForDrain(r Record) error {
+	d, is := r.(*Drain)
+	if !is || v.scope == ScopeLocal || v.admission.Local || d.Service == (ServiceName{}) || len(v.drains) < MaxServiceDrains {
+		return nil
+	}
+	if v.drains[d.KeyName()] != nil {
+		return nil
+	}
+	return refuse(RefusedDrains, "it drains more than %d services: drain the whole cluster, or fewer at a time", MaxServiceDrains)
 }
 
 // set returns the footprints of what was under the key of r and of what is now.
