@@ -24,7 +24,8 @@ type HealthConfig struct {
 	Fast      time.Duration // between two probes of one that is suspected (15 ms, at most Interval)
 	Timeout   time.Duration // the least time for an answer; more where the round trip is long (100 ms)
 	Down      int           // losses in a row that make a node down for this agent alone (24)
-	Up        int           // answers in a row that make it up again (3)
+	Up        int           // answers that make it up again (3),
+	Settle    time.Duration // once it has been answering for so long (2 s): a node that boots answers before its pods do
 	MaxProbes int           // per second, of each kind: of nodes it is chosen for, of others, fast ones (500)
 	Damp      time.Duration // least time between two returns of one node (10 s)
 }
@@ -39,6 +40,10 @@ type Evidence struct {
 	// Silent is when the first of the Misses was sent: the node answered until then.
 	Silent  time.Time
 	Noticed time.Time // when it counted as lost
+	// Answered is when the last answer came, Back since when a node that is down
+	// answers again, and Returned how many answers came since.
+	Answered, Back time.Time
+	Returned       int
 	// RoundTrip is the smoothed round trip of the answers, and Deviation how much they
 	// vary; 0 = none came yet.
 	RoundTrip, Deviation time.Duration
@@ -50,6 +55,7 @@ func (c HealthConfig) withDefaults() HealthConfig {
 	c.Timeout = cmp.Or(c.Timeout, 100*time.Millisecond)
 	c.Down = cmp.Or(c.Down, 24)
 	c.Up = cmp.Or(c.Up, 3)
+	c.Settle = cmp.Or(c.Settle, 2*time.Second)
 	c.MaxProbes = cmp.Or(c.MaxProbes, 500)
 	c.Damp = cmp.Or(c.Damp, 10*time.Second)
 	return c
@@ -75,7 +81,7 @@ type HealthTargets struct {
 //	 ▲  ◄──────────────────────────  probed fast                │
 //	 │           an answer                                      │
 //	 └──────────────────────────────────────────────────────────┘
-//	                     Up answers in a row
+//	           Up answers, the first of them Settle ago
 //
 // A node that was never probed is up: not to know is not to be down. Where agents
 // gossip, the council has a say, and not every agent probes every node at the

@@ -38,6 +38,7 @@ func TestHealthThresholds(t *testing.T) {
 		{true, true, 400 * time.Millisecond, 2, 1},  // the whole cluster
 		{true, false, 350 * time.Millisecond, 2, 1}, // one answer, or two
 		{true, true, 400 * time.Millisecond, 2, 1},
+		{true, false, 900 * time.Millisecond, 2, 1}, // it answers, but has not settled
 		{true, false, 800 * time.Millisecond, 1, 0},
 	} {
 		dark[a], dark[b] = step.a, step.b

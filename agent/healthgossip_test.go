@@ -113,7 +113,7 @@ func TestGossipReachesTheKernel(t *testing.T) {
 			t.Errorf("by %q, want by both", by)
 		}
 		p.set(false, gcp.Node(1).TunnelAddresses...)
-		time.Sleep(1500 * time.Millisecond)
+		time.Sleep(3500 * time.Millisecond)
 		w.expect(agent.TableNodeHealth, "")
 		if g.says(node) != 0 {
 			t.Error("others are told that it is missed, and it answers")

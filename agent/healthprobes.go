@@ -214,6 +214,10 @@ func (h *health) expire(now time.Time) {
 	}
 }
 
+// straySilence is how long after an answer another one no longer goes with it: more
+// than between two probes of a node that nobody doubts is down.
+const straySilence = 5 * time.Second
+
 // lost counts a probe whose time is over.
 func (h *health) lost(n *nodeHealth, f flight, now time.Time) {
 	e := &n.evidence
@@ -224,7 +228,7 @@ func (h *health) lost(n *nodeHealth, f flight, now time.Time) {
 	n.recent.note(false, now)
 	h.misses++
 	if !e.Down && e.Misses >= h.cfg.Down {
-		e.Down, e.Since = true, now
+		e.Down, e.Since, e.Back = true, now, time.Time{}
 	}
 }
 
@@ -251,7 +255,11 @@ func (h *health) answered(k NodeKey, number uint32, from netip.Addr, roundTrip t
 	e.Probes, e.Good, e.Misses = e.Probes+1, e.Good+1, 0
 	n.recent.note(true, now)
 	n.suspect, n.favorite = false, from
-	if e.Down && e.Good >= h.cfg.Up {
+	if e.Back.IsZero() || now.Sub(e.Answered) > straySilence {
+		e.Back, e.Returned = now, 0
+	}
+	e.Answered, e.Returned = now, e.Returned+1
+	if e.Down && e.Returned >= h.cfg.Up && now.Sub(e.Back) >= h.cfg.Settle {
 		e.Down, e.Since = false, now
 	}
 	h.weigh(k, n, now)

@@ -83,6 +83,10 @@ func TestHealthRows(t *testing.T) {
 		}
 		p.set(false, two...)
 		time.Sleep(1500 * time.Millisecond)
+		if got := w.all(); got != before {
+			t.Errorf("it answers, but its pods may not yet:\n%s", got)
+		}
+		time.Sleep(2 * time.Second)
 		w.expect(agent.TableClusterHealth, "")
 		if got := w.kernel(agent.TableNodeHealth); !strings.HasPrefix(got, "2/1 since=") || strings.Contains(got, "2/2") {
 			t.Errorf("node_health: %q", got)

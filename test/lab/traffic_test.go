@@ -113,7 +113,8 @@ func TestBadLinks(t *testing.T) {
 		for i, c := range clients {
 			results := c.Since(begin)
 			all = append(all, results...)
-			if Failed(results) == len(results) {
+			// One try in three fails: that a client has ten in a row is no chance.
+			if len(results) >= 10 && Failed(results) == len(results) {
 				t.Errorf("client %d got no answer in %d tries: %s", i, len(results), firstError(results))
 			}
 		}

@@ -86,7 +86,7 @@ func (n *node) startAgent() error {
 	a, err := agent.New(agent.Config{
 		Cluster: n.of.name, ClusterID: n.of.id, Node: n.name, OnLink: n.link,
 		SnapshotDir: filepath.Join(n.dir, "snapshot"), Connector: connector{n},
-		Prober: n.of.w.prober, Health: agent.HealthConfig{Interval: 10 * time.Millisecond}, Resync: -1,
+		Prober: n.of.w.prober, Health: agent.HealthConfig{Interval: 10 * time.Millisecond, Settle: 50 * time.Millisecond}, Resync: -1,
 		Resets: &n.told, HealthPorts: &n.told,
 	}, n.kernel.tables)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -69,6 +70,10 @@ func cmdResets(w *world, ts *testscript.TestScript, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := w.settle(); err != nil {
+		return err
+	}
+	time.Sleep(time.Second) // calls that reset are apart
 	if err := w.settle(); err != nil {
 		return err
 	}

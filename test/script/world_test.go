@@ -181,7 +181,7 @@ func (p *prober) count(from, to []netip.Addr) (n int) {
 }
 
 // probes makes nodes answer or not, and waits until every agent has probed them
-// often enough to judge: 24 losses in a row, and the time of the last, or three answers.
+// often enough to judge: 24 losses in a row, and the time of the last, or answers for 50 ms.
 func (w *world) probes(paths []string, answer bool) error {
 	if err := w.settle(); err != nil {
 		return err
@@ -199,7 +199,7 @@ func (w *world) probes(paths []string, answer bool) error {
 	}
 	enough := 50
 	if answer {
-		enough = 8
+		enough = 16
 	}
 	for _, path := range paths {
 		n, _ := w.node(path)
