@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,17 +15,28 @@ import (
 
 // fakeResetter notes what it was asked for, and fails as often as it is told.
 type fakeResetter struct {
+	mu    sync.Mutex
 	calls [][]BackendKey
 	fails int
 }
 
 func (f *fakeResetter) Reset(_ context.Context, backends []BackendKey) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.calls = append(f.calls, backends)
 	if f.fails > 0 {
 		f.fails--
 		return errors.New("not today")
 	}
 	return nil
+}
+
+// asked is what it was asked for since the last time; it fails so often from now on.
+func (f *fakeResetter) asked(fails int) (calls [][]BackendKey) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	calls, f.calls, f.fails = f.calls, nil, fails
+	return calls
 }
 
 func someBackends(n int) (out []BackendKey) {
@@ -46,16 +58,18 @@ func TestResetLoop(t *testing.T) {
 		l.add(b[:2]) // each once
 		time.Sleep(resetPause - 1)
 		synctest.Wait()
-		if len(f.calls) != 1 || len(f.calls[0]) != resetBatch {
-			t.Fatalf("%d calls before the pause is over", len(f.calls))
+		first := f.asked(0)
+		if len(first) != 1 || len(first[0]) != resetBatch {
+			t.Fatalf("%d calls before the pause is over", len(first))
 		}
 		time.Sleep(2 * resetPause)
 		synctest.Wait()
-		if len(f.calls) != 2 {
-			t.Fatalf("%d calls", len(f.calls))
+		second := f.asked(1)
+		if len(second) != 1 {
+			t.Fatalf("%d calls after it", len(second))
 		}
 		got := map[BackendKey]bool{}
-		for _, c := range f.calls {
+		for _, c := range append(first, second...) {
 			for _, k := range c {
 				got[k] = true
 			}
@@ -63,13 +77,12 @@ func TestResetLoop(t *testing.T) {
 		if len(got) != len(b) {
 			t.Fatalf("%d backends, want %d", len(got), len(b))
 		}
-		f.calls, f.fails = nil, 1
 		l.add(b[:1])
 		synctest.Wait()
 		time.Sleep(2 * resetRetry)
 		synctest.Wait()
-		if len(f.calls) != 2 || !slices.Equal(f.calls[1], b[:1]) {
-			t.Fatalf("after a failure: %v", f.calls)
+		if calls := f.asked(0); len(calls) != 2 || !slices.Equal(calls[1], b[:1]) {
+			t.Fatalf("after a failure: %v", calls)
 		}
 		cancel()
 		<-done
