@@ -114,6 +114,7 @@ func (s *State) stepSlowStart(now time.Time) (next time.Time) {
 	}
 	last := h.stepped
 	h.stepped = now
+	touched := map[NodeKey]bool{} // a whole cluster may go at once: one look for all its nodes
 	for k, row := range s.down {
 		at := time.Unix(int64(row.Since), 0).Add(outAfter)
 		if h.out[k] || at.After(now) {
@@ -124,7 +125,7 @@ func (s *State) stepSlowStart(now time.Time) (next time.Time) {
 		}
 		h.out[k] = true
 		delete(h.back, k)
-		s.touchNode(k)
+		touched[k] = true
 	}
 	s.stepShut(now)
 	for k := range h.out {
@@ -135,9 +136,10 @@ func (s *State) stepSlowStart(now time.Time) (next time.Time) {
 		if _, opens := h.open[clustermesh.ID(k.Cluster)]; !opens { // else its cluster's weight rises as a whole
 			h.back[k] = now
 		}
-		s.touchNode(k)
+		touched[k] = true
 	}
-	next = sooner(next, s.stepRamps(last, now))
+	next = sooner(next, s.stepRamps(last, now, touched))
+	s.touchNodes(touched)
 	h.nothings = len(h.out)+len(h.back)+len(h.shut)+len(h.open) == 0
 	return next
 }
@@ -174,8 +176,9 @@ func (s *State) stepShut(now time.Time) {
 	}
 }
 
-// stepRamps has merged again what is on the way back and has come a step further.
-func (s *State) stepRamps(last, now time.Time) (next time.Time) {
+// stepRamps has merged again what is on the way back and has come a step further;
+// nodes are added to touched.
+func (s *State) stepRamps(last, now time.Time, touched map[NodeKey]bool) (next time.Time) {
 	h := &s.slow
 	step := func(since time.Time) (changed, done bool) {
 		was, _ := ramp(since, h.over, last)
@@ -189,7 +192,7 @@ func (s *State) stepRamps(last, now time.Time) (next time.Time) {
 			delete(h.back, k)
 		}
 		if changed || done {
-			s.touchNode(k)
+			touched[k] = true
 		}
 	}
 	for id, since := range maps.Clone(h.open) {
@@ -204,17 +207,25 @@ func (s *State) stepRamps(last, now time.Time) (next time.Time) {
 	return next
 }
 
-// touchNode has the services merged again, in the background, that have a backend
-// on a node.
-func (s *State) touchNode(k NodeKey) {
-	c := s.byID(clustermesh.ID(k.Cluster))
-	if c == nil {
-		return
+// touchNodes has the services merged again, in the background, that have a backend
+// on one of the nodes.
+func (s *State) touchNodes(nodes map[NodeKey]bool) {
+	clusters := map[uint16]bool{}
+	for k := range nodes {
+		clusters[k.Cluster] = true
 	}
+	for id := range clusters {
+		if c := s.byID(clustermesh.ID(id)); c != nil {
+			s.touchBackendsOn(c, nodes)
+		}
+	}
+}
+
+func (s *State) touchBackendsOn(c *clusterState, nodes map[NodeKey]bool) {
 	for _, v := range c.views {
 		for slice := range v.AllSlices() {
 			for i := range slice.Endpoints {
-				if slice.Endpoints[i].Node == k.Node {
+				if nodes[NodeKey{uint16(c.id), slice.Endpoints[i].Node}] {
 					s.pass.add(slice.Name.Service, true)
 					for importer := range s.imports.by[slice.Name.Service] {
 						s.pass.add(importer, true)
