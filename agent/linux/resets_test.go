@@ -28,29 +28,7 @@ func TestResets(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := at.IPs[0].Address.Addr()
-	listen := func() (port int) {
-		server.in(func() error {
-			var lc net.ListenConfig
-			lc.SetMultipathTCP(false)
-			l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(address.String(), "0"))
-			if err != nil {
-				return err
-			}
-			t.Cleanup(func() { l.Close() })
-			port = l.Addr().(*net.TCPAddr).Port
-			go func() {
-				for {
-					conn, err := l.Accept()
-					if err != nil {
-						return
-					}
-					t.Cleanup(func() { conn.Close() })
-				}
-			}()
-			return nil
-		})
-		return port
-	}
+	listen := func() int { return int(acceptAt(t, server, address.String())) }
 	dial := func(port int) (conn *net.TCPConn) {
 		client.in(func() error {
 			c, err := net.DialTCP("tcp", nil, &net.TCPAddr{IP: address.AsSlice(), Port: port})

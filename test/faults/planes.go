@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tombolo-mesh/tombolo/agent"
@@ -109,21 +110,12 @@ func established(ctx context.Context, s *suite) (err error) {
 	s.within("their clients are served by others within 9 s", 9*time.Second, served)
 	cut := 0
 	for _, c := range kept {
-		if f := lab.Failed(c.Since(begin)); f > 1 || f > 0 && !contains(there, c) {
+		if f := lab.Failed(c.Since(begin)); f > 1 || f > 0 && !slices.Contains(there, c) {
 			cut++
 		}
 	}
 	s.never("connections to other nodes are left alone", cut, fmt.Sprintf("%d of %d were cut", cut, len(kept)-len(there)))
 	return nil
-}
-
-func contains(all streams, c *lab.Client) bool {
-	for _, other := range all {
-		if other == c {
-			return true
-		}
-	}
-	return false
 }
 
 // reboot: the nodes have nothing but their disks.
